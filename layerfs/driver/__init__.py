@@ -1,0 +1,1 @@
+"""Storage drivers: bytes at paths. Nothing in here knows what a registry is."""

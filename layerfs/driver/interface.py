@@ -1,0 +1,271 @@
+"""The storage driver interface: bytes at absolute paths, after distribution's `storagedriver.StorageDriver`.
+
+A driver knows nothing of registries. Paths are absolute within the storage (`/docker/registry/v2/…`), made of
+`[A-Za-z0-9._-]` components, and checked by `check_path` before anything is touched.
+
+What every driver promises, and `tests/contract` checks:
+
+* **No short reads.** A read gives all the bytes asked for, up to the end of the file, or raises `ShortRead`.
+* **Whole or nothing.** `put_content` and `SealedFile.publish` are seen complete or not at all.
+* **Durable.** When `put_content`, `move`, `delete`, `FileWriter.flush` or `SealedFile.publish` return, a power cut
+  cannot undo them (as far as the backend can promise anything).
+* **Regular files only.** A symbolic link, FIFO, socket or device is never followed, opened or listed, whoever put it
+  there. Nothing outside the storage is ever reached.
+* **Cancellable.** Every method may be cancelled at any await; what it was doing then may or may not have happened,
+  and nothing (descriptor, lock) is left behind.
+
+Errors are the `DriverError`s of `layerfs.errors`; no exception of a backend's library gets out.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, NewType, Self, TypeVar
+
+from layerfs.errors import DriverError, InvalidPath
+
+#: A value that changes whenever somebody changes a file; None where the backend cannot tell.
+ContentVersion = NewType("ContentVersion", object)
+
+_Result = TypeVar("_Result")
+
+_PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
+
+
+def check_path(path: str) -> str:
+    """`path`, if a driver may be asked for it; else raises `InvalidPath`. The root is `/`."""
+    if path == "/":
+        return path
+    if not _PATH.fullmatch(path):
+        raise InvalidPath(path[:300], "expected /-separated components of letters, digits, '.', '_' and '-'")
+    if "/./" in f"{path}/" or "/../" in f"{path}/":
+        raise InvalidPath(path[:300], "'.' and '..' are not components")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do beyond the minimum."""
+
+    #: Empty directories exist.
+    directories: bool
+    #: Files can grow at the end, durably, without being written again.
+    append: bool
+    #: Files that are being written can be overwritten in the middle and truncated.
+    random_writes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """What is at a path. `size` is in bytes, 0 for a directory; `modified_at` in nanoseconds since 1970, 0 if unknown."""
+
+    path: str
+    is_directory: bool
+    size: int
+    modified_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One child of a directory."""
+
+    name: str
+    is_directory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full the storage is: bytes and files (inodes), in all and free (`available` to an ordinary user)."""
+
+    block_size: int
+    total_bytes: int
+    free_bytes: int
+    available_bytes: int
+    total_files: int
+    free_files: int
+
+
+class FileReader(ABC):
+    """A file open for reading at any offset. `size` is what it had when it was opened, in bytes."""
+
+    size: int
+
+    @abstractmethod
+    def read_nowait(self, offset: int, length: int) -> memoryview | bytes | None:
+        """What `read` would give, if that takes no waiting; else None.
+
+        The buffer may be used again by the next call on any reader of this driver: use it or copy it before the next
+        await.
+        """
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> bytes:
+        """The `length` bytes at `offset`, fewer only at the end of the file, none beyond it.
+
+        Raises `InvalidOffset` for a negative offset and `ShortRead` if the file has become shorter than `size`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the file. May be called again; never waits, never fails."""
+
+
+class FileWriter(ABC):
+    """The one writer that this process has on a file. `size` is in bytes and includes all that `write` has returned for.
+
+    Appending is all that every backend can; `write_at` and `truncate` raise `UnsupportedByDriver` elsewhere
+    (`Capabilities.random_writes`), and then nothing has changed.
+
+    If another process changed the file since this writer last touched it, every method raises `ContentChanged` rather
+    than mix its bytes with theirs.
+    """
+
+    size: int
+
+    @abstractmethod
+    async def write(self, buffers: Sequence[bytes]) -> None:
+        """Appends all the buffers. If it fails, `size` tells how many of the bytes are there."""
+
+    @abstractmethod
+    async def write_at(self, offset: int, content: bytes) -> None:
+        """Writes `content` at `offset`, which may lie anywhere; a gap reads as zeros."""
+
+    @abstractmethod
+    async def truncate(self, size: int) -> None:
+        """Makes the file `size` bytes long, cutting or adding zeros."""
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Returns when all that was written is durable. Once it failed it fails for ever: what was lost is unknown."""
+
+    @abstractmethod
+    def version(self) -> ContentVersion | None:
+        """The version that this writer left the file in; meaningful after `flush`."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Lets go of the file without flushing. May be called again."""
+
+
+class SealedFile(ABC):
+    """A file that nobody can change any more, to be verified and then published: what is read here is what is published.
+
+    If no other way can keep foreign writers out, it is a private copy. Made by `StorageDriver.seal`; an async context
+    manager that unseals the file on leaving, unless it was published.
+    """
+
+    size: int
+    #: Equal to `FileWriter.version()` of the last writer if nobody else changed a byte since; else something different.
+    version: ContentVersion | None
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> bytes:
+        """As `FileReader.read`."""
+
+    @abstractmethod
+    async def publish(self, destination: str) -> None:
+        """Makes these bytes the file at `destination`, atomically, in place of what is there.
+
+        The sealed path is gone afterwards, or (private copy) can be deleted. Raises `ContentChanged` if the bytes could
+        not be kept from changing; then nothing is published. A crash leaves the file at one of the two paths or both,
+        complete.
+        """
+
+    @abstractmethod
+    async def release(self) -> None:
+        """Unseals the file, if it was not published. May be called again."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.release()
+
+
+class StorageDriver(ABC):
+    """Bytes at absolute paths. Raises `InvalidPath` before anything else where a path is malformed."""
+
+    #: The name that distribution gives this kind of driver, or the URL scheme.
+    name: ClassVar[str]
+    capabilities: Capabilities
+
+    @abstractmethod
+    async def stat(self, path: str) -> FileInfo:
+        """What is at `path`. Raises `PathNotFound`, or `NotRegularFile` for what is neither file nor directory."""
+
+    @abstractmethod
+    async def list(self, path: str) -> list[Entry]:
+        """The regular files and directories directly in the directory `path`, in no order; all of them, however many.
+
+        Raises `PathNotFound`, also for a file.
+        """
+
+    @abstractmethod
+    async def get_content(self, path: str, *, limit: int) -> bytes:
+        """All of a small file. Raises `PathNotFound`, `NotRegularFile`, or `ContentTooLarge` beyond `limit` bytes."""
+
+    @abstractmethod
+    async def put_content(self, path: str, content: bytes) -> None:
+        """Makes `content` the file at `path`, with the directories above it; atomic and durable."""
+
+    @abstractmethod
+    async def open(self, path: str) -> FileReader:
+        """Opens a file for reading. Raises `PathNotFound` or `NotRegularFile`."""
+
+    @abstractmethod
+    async def writer(self, path: str, *, append: bool) -> FileWriter:
+        """Opens a file for writing, made if it is missing; emptied unless `append`.
+
+        Raises `UnsupportedByDriver` where it cannot be done safely, before anything is touched.
+        """
+
+    @abstractmethod
+    async def seal(self, path: str) -> SealedFile:
+        """Closes the file to all writers. Raises `PathNotFound`, `NotRegularFile`."""
+
+    @abstractmethod
+    async def move(self, source: str, destination: str) -> None:
+        """Moves a file over what is at `destination`. Raises `PathNotFound` for a missing source; nothing changed then."""
+
+    @abstractmethod
+    async def delete(self, path: str) -> None:
+        """Removes a file, or a directory with all in it (never what merely has the same prefix). Raises `PathNotFound`."""
+
+    @abstractmethod
+    async def make_directory(self, path: str) -> None:
+        """Makes a directory and those above it; no error if it exists. Does nothing where there are no directories."""
+
+    @abstractmethod
+    async def remove_directory(self, path: str) -> None:
+        """Removes an empty directory. Raises `PathNotEmpty` or `PathNotFound`; does nothing where there are none."""
+
+    @abstractmethod
+    async def usage(self) -> Usage | None:
+        """How full the storage is; None where it has no bound that could be known."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Lets go of everything. May be called again."""
+
+    # Many at once. A driver that can do better than one after the other overrides these.
+
+    async def stat_many(self, paths: Sequence[str]) -> list[FileInfo | DriverError]:
+        """`stat` of each path, in order; an error stands in its place instead of being raised."""
+        return [await _result_of(self.stat(path)) for path in paths]
+
+    async def get_contents(self, paths: Sequence[str], *, limit: int) -> list[bytes | DriverError]:
+        """`get_content` of each path, in order; an error stands in its place instead of being raised."""
+        return [await _result_of(self.get_content(path, limit=limit)) for path in paths]
+
+
+async def _result_of(awaitable: Awaitable[_Result]) -> _Result | DriverError:
+    try:
+        return await awaitable
+    except DriverError as error:
+        return error

@@ -1,0 +1,360 @@
+"""Everything that can go wrong, named in the words of the layer that finds it.
+
+One module, because the errno table (`layerfs.fuse.errnos`) must have a row for every class here, and a test
+walks this module to see that it has. Each class says what is wrong and with which values; none knows an errno.
+
+The names of the layer errors are the Python forms of those in distribution's original `layer.go`
+(`ErrLayerUnknown` is `LayerUnknown`, and so on).
+"""
+
+from __future__ import annotations
+
+
+class LayerfsError(Exception):
+    """Base of every error that layerfs raises on purpose."""
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+class InvalidName(LayerfsError):
+    """A name that the grammar of its kind does not allow."""
+
+    kind = "name"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"invalid {self.kind} {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class InvalidRepositoryName(InvalidName):
+    """Not a repository name that may be created (or, when reading, could be in storage)."""
+
+    kind = "repository name"
+
+
+class InvalidTag(InvalidName):
+    """Not a tag."""
+
+    kind = "tag"
+
+
+class InvalidUploadId(InvalidName):
+    """Not an upload id."""
+
+    kind = "upload id"
+
+
+class InvalidUploadName(InvalidName):
+    """Not a file name that an upload can be given."""
+
+    kind = "upload name"
+
+
+class InvalidDigest(InvalidName):
+    """Not a digest; the three subclasses are go-digest's three errors."""
+
+    kind = "digest"
+
+
+class InvalidDigestFormat(InvalidDigest):
+    """Not of the form `algorithm:hex`."""
+
+
+class InvalidDigestLength(InvalidDigest):
+    """The right form, but not as many hex digits as the algorithm has."""
+
+
+class UnsupportedDigestAlgorithm(InvalidDigest):
+    """The right form, but of an algorithm that content cannot be verified with."""
+
+
+# --- storage driver ------------------------------------------------------------------------------------------
+
+
+class DriverError(LayerfsError):
+    """Base of what a storage driver raises; `path` is the path inside the storage."""
+
+    what = "storage error"
+
+    def __init__(self, path: str, detail: str = "") -> None:
+        super().__init__(f"{self.what}: {path!r}" + (f": {detail}" if detail else ""))
+        self.path = path
+        self.detail = detail
+
+
+class PathNotFound(DriverError):
+    """Nothing is stored at the path."""
+
+    what = "path not found"
+
+
+class InvalidPath(DriverError):
+    """The path is not absolute or has characters that no driver accepts; nothing was touched."""
+
+    what = "invalid path"
+
+
+class InvalidOffset(DriverError):
+    """A negative offset, or one that the backend cannot write at."""
+
+    what = "invalid offset"
+
+
+class NotRegularFile(DriverError):
+    """A directory, symbolic link, FIFO, socket or device stands where a file should be."""
+
+    what = "not a regular file"
+
+
+class PathNotEmpty(DriverError):
+    """A directory that must be empty is not."""
+
+    what = "directory not empty"
+
+
+class ContentTooLarge(DriverError):
+    """A file is larger than what it is read for may be."""
+
+    what = "content too large"
+
+
+class ShortRead(DriverError):
+    """The backend gave fewer bytes than the file has."""
+
+    what = "fewer bytes than expected"
+
+
+class ContentChanged(DriverError):
+    """Another process changed a file that this one is writing or publishing."""
+
+    what = "changed by another process"
+
+
+class StorageFull(DriverError):
+    """No space, no inodes or no quota left in the backend."""
+
+    what = "no space left in storage"
+
+
+class AccessDenied(DriverError):
+    """The backend refuses these credentials or permissions."""
+
+    what = "access to storage denied"
+
+
+class StorageReadOnly(DriverError):
+    """The backend itself is read-only."""
+
+    what = "storage is read-only"
+
+
+class BackendFailure(DriverError):
+    """The backend is out of reach, or failed in a way that has no name of its own."""
+
+    what = "storage backend failed"
+
+
+class TooManyOpenFiles(DriverError):
+    """The process or the machine has no file descriptor left."""
+
+    what = "too many open files"
+
+
+class UnsupportedByDriver(DriverError):
+    """This backend cannot do that safely, so it is not done at all."""
+
+    what = "not supported by this storage"
+
+
+# --- registry ------------------------------------------------------------------------------------------------
+
+
+class NotARegistry(LayerfsError):
+    """The storage holds no `docker/registry/v2`."""
+
+
+class RepositoryUnknown(LayerfsError):
+    """No repository of this name in storage."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"unknown repository {name!r}")
+        self.name = name
+
+
+class RepositoryNotEmpty(LayerfsError):
+    """A repository that still holds layers, manifests, uploads or other repositories cannot be removed."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"repository {name!r} is not empty: it holds {what}")
+        self.name = name
+
+
+class BlobUnknown(LayerfsError):
+    """No blob with this digest in the blob store."""
+
+    def __init__(self, digest: object) -> None:
+        super().__init__(f"unknown blob {digest}")
+        self.digest = digest
+
+
+class LinkInvalid(LayerfsError):
+    """A link file in storage whose content is no digest (empty, malformed, too long)."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(f"invalid link {path!r}: {detail}")
+        self.path = path
+
+
+class LinkMismatch(LinkInvalid):
+    """A link that names other content than its path says; following it would show wrong bytes."""
+
+
+class LayerUnknown(LayerfsError):
+    """The repository has no such layer, or its link leads nowhere."""
+
+    def __init__(self, name: str, digest: object, reason: str = "") -> None:
+        super().__init__(f"unknown layer {digest} in repository {name!r}" + (f": {reason}" if reason else ""))
+        self.name = name
+        self.digest = digest
+
+
+class LayerExists(LayerfsError):
+    """The repository has this layer already."""
+
+    def __init__(self, name: str, digest: object) -> None:
+        super().__init__(f"layer {digest} exists in repository {name!r}")
+        self.name = name
+        self.digest = digest
+
+
+class LayerUploadUnknown(LayerfsError):
+    """No such upload in this repository: never begun, cancelled, or finished."""
+
+    def __init__(self, name: str, uuid: str) -> None:
+        super().__init__(f"unknown upload {uuid!r} in repository {name!r}")
+        self.name = name
+        self.uuid = uuid
+
+
+class LayerUploadInvalid(LayerfsError):
+    """An upload in storage that cannot be used as it is (its `startedat` is no time, say)."""
+
+    def __init__(self, name: str, uuid: str, reason: str) -> None:
+        super().__init__(f"upload {uuid!r} in repository {name!r} cannot be used: {reason}")
+        self.name = name
+        self.uuid = uuid
+
+
+class LayerUploadBusy(LayerfsError):
+    """The upload is being written or finished by somebody else."""
+
+    def __init__(self, name: str, uuid: str, reason: str) -> None:
+        super().__init__(f"upload {uuid!r} in repository {name!r} is busy: {reason}")
+        self.name = name
+        self.uuid = uuid
+
+
+class LayerInvalidDigest(LayerfsError):
+    """The uploaded content does not match the digest it was to be finished with; the upload is unchanged."""
+
+    def __init__(self, expected: object, actual: object, size: int) -> None:
+        super().__init__(f"content does not match: expected {expected}, but the {size} bytes uploaded are {actual}")
+        self.expected = expected
+        self.actual = actual
+        self.size = size
+
+
+class LayerInvalidLength(LayerfsError):
+    """The upload does not have the size it was to be finished with; the upload is unchanged."""
+
+    def __init__(self, expected: int, actual: int) -> None:
+        super().__init__(f"invalid length: expected {expected} bytes, the upload has {actual}")
+        self.expected = expected
+        self.actual = actual
+
+
+class LayerTarSumVersionUnsupported(LayerfsError):
+    """A TarSum digest of a version that cannot be verified."""
+
+    def __init__(self, digest: object) -> None:
+        super().__init__(f"unsupported tarsum version: {digest}")
+
+
+class LayerClosed(LayerfsError):
+    """A layer or upload was used after it was closed, finished or cancelled."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is closed")
+
+
+# --- view ----------------------------------------------------------------------------------------------------
+
+
+class ViewError(LayerfsError):
+    """Base of what the tree refuses in the words of a file system; the message is the reason."""
+
+
+class NoSuchEntry(ViewError):
+    """No such name in the directory."""
+
+
+class EntryExists(ViewError):
+    """The name is taken."""
+
+
+class NotPermitted(ViewError):
+    """The tree never allows this, or only on a mount made with another option."""
+
+
+class ReadOnlyMount(ViewError):
+    """The mount was made read-only."""
+
+
+class IsDirectory(ViewError):
+    """A file operation on a directory."""
+
+
+class IsNotDirectory(ViewError):
+    """A directory operation on something else."""
+
+
+class InvalidArgument(ViewError):
+    """Arguments that have no meaning here (a name that is no digest, a hole in an append-only upload)."""
+
+
+class NameTooLong(ViewError):
+    """More than 255 bytes."""
+
+
+class FileTooLarge(ViewError):
+    """An offset or size beyond what the backend can store."""
+
+
+class UploadLimit(ViewError):
+    """As many uploads are open as this mount allows."""
+
+
+class HandleLimit(ViewError):
+    """As many files are open as this mount allows."""
+
+
+class BadHandle(ViewError):
+    """A file handle that is closed, or was not opened for this."""
+
+
+class StaleInode(ViewError):
+    """An inode number that this mount does not know (any more)."""
+
+
+class UnknownAttribute(ViewError):
+    """No extended attribute of this name."""
+
+
+class UnsupportedAttribute(ViewError):
+    """A namespace of extended attributes that the tree does not have."""
+
+
+class DeadlineExceeded(ViewError):
+    """The operation took longer than any operation may (`--operation-timeout`)."""
