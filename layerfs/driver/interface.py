@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, NewType, Self, TypeVar
+from typing import ClassVar, NewType, Self, TypeAlias, TypeVar
 
 from layerfs.errors import DriverError, InvalidPath
 
@@ -188,6 +188,12 @@ class SealedFile(ABC):
         await self.release()
 
 
+# Named here because inside `StorageDriver` the word `list` is its method.
+Stats: TypeAlias = list[FileInfo | DriverError]
+Contents: TypeAlias = list[bytes | DriverError]
+Entries: TypeAlias = list[Entry]
+
+
 class StorageDriver(ABC):
     """Bytes at absolute paths. Raises `InvalidPath` before anything else where a path is malformed."""
 
@@ -200,7 +206,7 @@ class StorageDriver(ABC):
         """What is at `path`. Raises `PathNotFound`, or `NotRegularFile` for what is neither file nor directory."""
 
     @abstractmethod
-    async def list(self, path: str) -> list[Entry]:
+    async def list(self, path: str) -> Entries:
         """The regular files and directories directly in the directory `path`, in no order; all of them, however many.
 
         Raises `PathNotFound`, also for a file.
@@ -255,11 +261,11 @@ class StorageDriver(ABC):
 
     # Many at once. A driver that can do better than one after the other overrides these.
 
-    async def stat_many(self, paths: Sequence[str]) -> list[FileInfo | DriverError]:
+    async def stat_many(self, paths: Sequence[str]) -> Stats:
         """`stat` of each path, in order; an error stands in its place instead of being raised."""
         return [await _result_of(self.stat(path)) for path in paths]
 
-    async def get_contents(self, paths: Sequence[str], *, limit: int) -> list[bytes | DriverError]:
+    async def get_contents(self, paths: Sequence[str], *, limit: int) -> Contents:
         """`get_content` of each path, in order; an error stands in its place instead of being raised."""
         return [await _result_of(self.get_content(path, limit=limit)) for path in paths]
 
