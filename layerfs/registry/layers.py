@@ -1,0 +1,238 @@
+"""`LayerService`: the blobs that are linked into one repository, and the uploads that will be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+from layerfs.digest import CANONICAL, HEX_LENGTHS, Digest
+from layerfs.driver.interface import FileReader, StorageDriver
+from layerfs.errors import (
+    BlobUnknown,
+    InvalidDigest,
+    InvalidOffset,
+    LayerClosed,
+    LayerExists,
+    LayerfsError,
+    LayerUnknown,
+    LinkInvalid,
+    LinkMismatch,
+    PathNotFound,
+)
+from layerfs.names import check_repository_name
+from layerfs.registry.blobs import BlobInfo, BlobStore
+from layerfs.registry.links import read_link, read_links
+from layerfs.registry.paths import LayerLink, RepositoryDirectory
+from layerfs.registry.uploads import LayerUpload, UploadInfo, UploadStore, link_layer, make_repository
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """A layer of a repository: the digest it is linked under, and the blob that it leads to."""
+
+    digest: Digest
+    blob: BlobInfo
+
+
+class Layer:
+    """A layer open for reading, after distribution's: a reader that seeks. Close it, or use it as a context manager."""
+
+    def __init__(self, name: str, info: LayerInfo, reader: FileReader) -> None:
+        #: The repository.
+        self.name = name
+        #: Canonical, whatever the layer was fetched by.
+        self.digest = info.blob.digest
+        #: Bytes.
+        self.size = reader.size
+        self.created_at = datetime.fromtimestamp(info.blob.stored_at / 1e9, UTC)
+        self.reader = reader
+        self._offset = 0
+        self._closed = False
+
+    async def read(self, length: int = -1) -> bytes:
+        """The next `length` bytes, all that are left if negative; fewer, or none, only at the end."""
+        self._check_open()
+        left = max(0, self.size - self._offset)
+        content = await self.reader.read(self._offset, left if length < 0 else min(length, left))
+        self._offset += len(content)
+        return content
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves to `offset` from the start, here or the end, and returns the place. Beyond the end is allowed."""
+        self._check_open()
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self.size}[whence]
+        if place < 0:
+            raise InvalidOffset(str(self.digest), f"cannot seek to {place}")
+        self._offset = place
+        return place
+
+    async def close(self) -> None:
+        """May be called again."""
+        self._closed = True
+        self.reader.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LayerClosed(f"layer {self.digest}")
+
+
+#: Algorithms other than the canonical one, whose links are aliases.
+_ALIASES: Final = tuple(algorithm for algorithm in HEX_LENGTHS if algorithm != CANONICAL)
+
+
+class LayerService:
+    """The layers of repository `name`. Exists also for a repository that has nothing in storage yet."""
+
+    def __init__(self, name: str, driver: StorageDriver, blobs: BlobStore, uploads: UploadStore) -> None:
+        self.name = name
+        self._driver = driver
+        self._blobs = blobs
+        self._uploads = uploads
+
+    async def exists(self, digest: Digest) -> bool:
+        """Whether `fetch` would find it."""
+        try:
+            await self.stat(digest)
+        except LayerUnknown:
+            return False
+        return True
+
+    async def stat(self, digest: Digest) -> LayerInfo:
+        """Raises `LayerUnknown` for a layer without a link or whose link leads nowhere, `LinkMismatch` for a false one."""
+        path = LayerLink(self.name, digest).path
+        try:
+            canonical = _check_link(path, digest, await read_link(self._driver, path))
+            return LayerInfo(digest, await self._blobs.stat(canonical))
+        except LinkMismatch:
+            raise
+        except PathNotFound as error:
+            raise LayerUnknown(self.name, digest) from error
+        except (LinkInvalid, BlobUnknown) as error:
+            raise LayerUnknown(self.name, digest, str(error)) from error
+
+    async def list(self) -> Layers:
+        """All layers whose link leads to a blob, by digest. Costs two batches of requests, not two for each."""
+        digests = await self._linked()
+        links = await read_links(self._driver, [LayerLink(self.name, digest).path for digest in digests])
+        good = [
+            (digest, link)
+            for digest, link in zip(digests, links, strict=True)
+            if isinstance(link, Digest) and _link_fits(digest, link)
+        ]
+        _raise_if_all_failed(links)
+        blobs = await self._blobs.stat_many([link for _, link in good])
+        return [
+            LayerInfo(digest, blob) for (digest, _), blob in zip(good, blobs, strict=True) if isinstance(blob, BlobInfo)
+        ]
+
+    async def fetch(self, digest: Digest) -> Layer:
+        """Opens a layer. Raises `LayerUnknown`, `LinkMismatch`."""
+        info = await self.stat(digest)
+        try:
+            return Layer(self.name, info, await self._blobs.open(info.blob.digest))
+        except BlobUnknown as error:
+            raise LayerUnknown(self.name, digest, str(error)) from error
+
+    async def mount(self, source: str, digest: Digest) -> LayerInfo:
+        """Links a layer of repository `source` into this one; no bytes move. Raises `LayerExists`, `LayerUnknown`."""
+        check_repository_name(self.name)
+        info = await LayerService(source, self._driver, self._blobs, self._uploads).stat(digest)
+        if await self.exists(digest):
+            raise LayerExists(self.name, digest)
+        await make_repository(self._driver, self.name)
+        await link_layer(self._driver, self.name, info.blob.digest, digest)
+        return info
+
+    async def delete(self, digest: Digest) -> None:
+        """Removes the link, and with a canonical one its aliases; the blob stays for garbage collection.
+
+        Raises `LayerUnknown` if there is no link. One that leads nowhere can be removed too.
+        """
+        for alias in await self._aliases_of(digest):
+            await self._driver.delete(LayerLink(self.name, alias).path)
+        try:
+            await self._driver.delete(LayerLink(self.name, digest).path)
+        except PathNotFound as error:
+            raise LayerUnknown(self.name, digest) from error
+
+    async def upload(self, *, file_name: str | None = None) -> LayerUpload:
+        """Begins an upload. `file_name` is what a mounted tree will call it; without one it is called by its UUID."""
+        check_repository_name(self.name)
+        return await self._uploads.create(self.name, file_name=file_name)
+
+    async def resume(self, uuid: str) -> LayerUpload:
+        """The unfinished upload, at the offset where it stands. Raises `LayerUploadUnknown`."""
+        return await self._uploads.resume(self.name, uuid)
+
+    async def uploads(self) -> Uploads:
+        """The unfinished uploads, the oldest first."""
+        return await self._uploads.list(self.name)
+
+    async def stat_upload(self, uuid: str) -> UploadInfo:
+        """An unfinished upload as storage has it. Raises `LayerUploadUnknown`."""
+        return await self._uploads.stat(self.name, uuid)
+
+    async def rename_upload(self, uuid: str, file_name: str) -> None:
+        """Gives an upload another file name. Raises `LayerUploadUnknown`, `InvalidUploadName`."""
+        await self._uploads.rename(self.name, uuid, file_name)
+
+    async def _linked(self) -> Digests:
+        """The digests that have a directory under `_layers`, whatever is in it."""
+        digests: Digests = []
+        for algorithm in HEX_LENGTHS:
+            try:
+                entries = await self._driver.list(f"{RepositoryDirectory(self.name).layers}/{algorithm}")
+            except PathNotFound:
+                continue
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                try:
+                    digests.append(Digest.parse(f"{algorithm}:{entry.name}"))
+                except InvalidDigest:
+                    continue
+        return digests
+
+    async def _aliases_of(self, digest: Digest) -> Digests:
+        if not digest.is_canonical:
+            return []
+        aliases = [linked for linked in await self._linked() if linked.algorithm in _ALIASES]
+        links = await read_links(self._driver, [LayerLink(self.name, alias).path for alias in aliases])
+        return [alias for alias, link in zip(aliases, links, strict=True) if link == digest]
+
+
+# Named here because inside `LayerService` the word `list` is its method.
+Layers: TypeAlias = list[LayerInfo]
+Uploads: TypeAlias = list[UploadInfo]
+Digests: TypeAlias = list[Digest]
+
+
+def _link_fits(digest: Digest, link: Digest) -> bool:
+    """A canonical link names itself; one by another algorithm names the canonical digest of the same content."""
+    return link == digest if digest.is_canonical else link.is_canonical
+
+
+def _check_link(path: str, digest: Digest, link: Digest) -> Digest:
+    if not _link_fits(digest, link):
+        if not digest.is_canonical:
+            raise LinkInvalid(path, f"{link} is not the canonical digest of anything")
+        raise LinkMismatch(path, f"it leads to {link}")
+    return link
+
+
+def _raise_if_all_failed(links: Sequence[Digest | LayerfsError]) -> None:
+    """A single bad link is left out of a listing; if every one failed for lack of access, so has the listing."""
+    failures = [link for link in links if isinstance(link, LayerfsError)]
+    hard = [failure for failure in failures if not isinstance(failure, LinkInvalid | PathNotFound)]
+    if hard and len(hard) == len(links):
+        raise hard[0]

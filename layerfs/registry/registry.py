@@ -1,0 +1,174 @@
+"""`Registry` and `Repository`: the way into everything that is stored, and the catalog of it.
+
+    driver = open_driver("/var/lib/registry")
+    registry = await Registry.open(driver)
+    layer = await registry.repository("library/alpine").layers.fetch(Digest.parse("sha256:…"))
+    content = await layer.read()
+
+No mount, no daemon and no task of its own is needed; all of it runs in the caller's tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Self
+
+from layerfs.driver.interface import Entry, StorageDriver
+from layerfs.errors import NotARegistry, PathNotEmpty, PathNotFound, RepositoryNotEmpty, RepositoryUnknown
+from layerfs.names import check_repository_name, check_stored_repository_name, is_stored_component
+from layerfs.registry.blobs import BlobStore
+from layerfs.registry.layers import LayerService
+from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
+from layerfs.registry.uploads import UploadStore, make_repository
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a directory of repository names holds: whether it is a repository itself, and the next components."""
+
+    is_repository: bool
+    components: tuple[str, ...]
+
+
+class Repository:
+    """One repository by name; it need not exist yet."""
+
+    def __init__(self, name: str, layers: LayerService) -> None:
+        self.name = name
+        self.layers = layers
+
+
+class Registry:
+    """The registry in a storage."""
+
+    def __init__(self, driver: StorageDriver, *, trust_hash_states: bool = False) -> None:
+        self.driver = driver
+        self.blobs = BlobStore(driver)
+        self._uploads = UploadStore(driver, self.blobs, trust_hash_states=trust_hash_states)
+
+    @classmethod
+    async def open(cls, driver: StorageDriver, *, create: bool = False, trust_hash_states: bool = False) -> Self:
+        """The registry in `driver`; with `create` an empty one is made where there is none.
+
+        `trust_hash_states` believes the hash states that registries and other nodes have stored, so that finishing
+        what they began reads nothing again; a wrong state then leads to a blob that does not match its digest.
+        Raises `NotARegistry`.
+        """
+        try:
+            await driver.stat(ROOT)
+        except PathNotFound:
+            if not create:
+                raise NotARegistry(
+                    f"no registry storage: it has no {ROOT[1:]!r}. Name the root directory that the registry is "
+                    "configured with, or use --create to begin an empty registry here"
+                ) from None
+            await driver.make_directory(REPOSITORIES)
+            await driver.make_directory(BLOBS)
+        return cls(driver, trust_hash_states=trust_hash_states)
+
+    def repository(self, name: str) -> Repository:
+        """Raises `InvalidRepositoryName` only for what no registry stores; creating is stricter."""
+        check_stored_repository_name(name)
+        return Repository(name, LayerService(name, self.driver, self.blobs, self._uploads))
+
+    async def list(self, name: str) -> Listing:
+        """What is directly below a repository or the beginning of repository names; "" is the top.
+
+        One request. Raises `RepositoryUnknown`.
+        """
+        try:
+            entries = await self.driver.list(RepositoryDirectory(name).path)
+        except PathNotFound as error:
+            if not name:
+                return Listing(is_repository=False, components=())
+            raise RepositoryUnknown(name) from error
+        return _listing(entries)
+
+    async def catalog(self, *, last: str = "") -> AsyncIterator[str]:
+        """The names of all repositories, in the order of a registry's catalog: by component. Those after `last` only.
+
+        Never enters a repository's own directories or the blob store.
+        """
+        after = tuple(last.split("/")) if last else ()
+        waiting = [""]
+        while waiting:
+            name = waiting.pop()
+            try:
+                listing = await self.list(name)
+            except RepositoryUnknown:
+                continue
+            if listing.is_repository and tuple(name.split("/")) > after:
+                yield name
+            below = [f"{name}/{component}" if name else component for component in listing.components]
+            waiting.extend(reversed([child for child in below if _may_hold_later(child, after)]))
+
+    async def create_repository(self, name: str) -> None:
+        """Makes an empty repository, known to registries of both generations. Raises `InvalidRepositoryName`."""
+        check_repository_name(name)
+        await make_repository(self.driver, name)
+
+    async def remove_repository(self, name: str) -> None:
+        """Removes a repository, or beginning of names, that holds nothing. Raises `RepositoryNotEmpty` and changes nothing."""
+        listing = await self.list(name)
+        if listing.components:
+            raise RepositoryNotEmpty(name, f"repository {name}/{listing.components[0]}")
+        layers = self.repository(name).layers
+        if await layers.list():
+            raise RepositoryNotEmpty(name, "layers")
+        if await layers.uploads():
+            raise RepositoryNotEmpty(name, "uploads")
+        if await self._has_files(RepositoryDirectory(name).manifests):
+            raise RepositoryNotEmpty(name, "manifests or tags")
+        await self._remove_empty(name)
+
+    async def demote_repository(self, name: str) -> None:
+        """Makes a repository without anything in it a mere beginning of names again, if it still is that."""
+        directory = RepositoryDirectory(name)
+        for path in (directory.manifests, directory.layers):
+            try:
+                await self.driver.remove_directory(path)
+            except (PathNotFound, PathNotEmpty):
+                return
+
+    async def _remove_empty(self, name: str) -> None:
+        directory = RepositoryDirectory(name)
+        with contextlib.suppress(PathNotFound):
+            await self._uploads.remove_ghosts(name)
+        for path in (directory.uploads, directory.manifests, directory.layers, directory.path):
+            await self._remove_directories(path)
+
+    async def _has_files(self, path: str) -> bool:
+        try:
+            entries = await self.driver.list(path)
+        except PathNotFound:
+            return False
+        for entry in entries:
+            if not entry.is_directory or await self._has_files(f"{path}/{entry.name}"):
+                return True
+        return False
+
+    async def _remove_directories(self, path: str) -> None:
+        """Removes a tree of empty directories; `PathNotEmpty` stops it where somebody has just put something."""
+        try:
+            for entry in await self.driver.list(path):
+                if entry.is_directory:
+                    await self._remove_directories(f"{path}/{entry.name}")
+            await self.driver.remove_directory(path)
+        except PathNotFound:
+            return
+
+
+def _listing(entries: list[Entry]) -> Listing:
+    directories = {entry.name for entry in entries if entry.is_directory}
+    return Listing(
+        is_repository=not directories.isdisjoint((LAYERS, MANIFESTS, UPLOADS)),
+        components=tuple(sorted(name for name in directories if is_stored_component(name))),
+    )
+
+
+def _may_hold_later(name: str, after: tuple[str, ...]) -> bool:
+    """Whether `name`, or one that begins with it, can come after `after`."""
+    components = tuple(name.split("/"))
+    return components >= after[: len(components)]

@@ -1,0 +1,663 @@
+"""Resumable uploads: how they are begun, written, verified, finished and cancelled.
+
+An upload is a directory (`paths.UploadDirectory`) that registries and other nodes see and may go on with at any time:
+`startedat` makes it one, `data` holds the bytes received, `hashstates/sha256/<n>` the state of their hash.
+
+Two rules decide what is in here:
+
+* **What is hashed is what is stored.** The hash that runs along with the writes counts only while this process can
+  show that nobody else touched the file (`ContentVersion`); else everything is read again. A state found in storage is
+  somebody's word and is believed only if the operator says so (`trust_hash_states`): registries do leave states that
+  are not of the first n bytes.
+* **Every step of finishing can be repeated.** seal -> verify -> publish the blob -> canonical link -> alias link ->
+  delete the upload. `docs/architecture.md` has the table of what a crash after each step leaves behind, and why
+  finishing again repairs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Final, Self, TypeAlias, TypeVar
+
+import trio
+
+from layerfs.digest import EMPTY, Digest
+from layerfs.driver.interface import ContentVersion, FileInfo, FileReader, FileWriter, SealedFile, StorageDriver
+from layerfs.errors import (
+    BackendFailure,
+    BlobUnknown,
+    DriverError,
+    InvalidOffset,
+    InvalidUploadName,
+    LayerClosed,
+    LayerfsError,
+    LayerInvalidDigest,
+    LayerInvalidLength,
+    LayerUploadBusy,
+    LayerUploadInvalid,
+    LayerUploadUnknown,
+    PathNotFound,
+    UnsupportedByDriver,
+)
+from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_uuid, new_upload_id
+from layerfs.registry.blobs import BlobStore
+from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
+from layerfs.registry.links import read_link, write_link
+from layerfs.registry.paths import BlobData, LayerLink, RepositoryDirectory, UploadDirectory
+
+_log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+#: Bytes that `write` gathers before it hands them to the driver: one trip to a thread for many small writes.
+STORE_SIZE: Final = 1 << 20
+
+#: Bytes read at a time when content is hashed from storage.
+_READ_SIZE: Final = 4 << 20
+
+#: Bytes of `startedat` that are read; a time in RFC 3339 has at most 35.
+_STARTED_AT_LIMIT: Final = 64
+
+#: Seconds that the last steps of finishing may take once they have begun; they cannot be cancelled.
+_PUBLISH_DEADLINE: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo:
+    """An upload as it is in storage. `size` is in bytes, `modified_at` in nanoseconds since 1970.
+
+    `file_name` is the name that a mounted tree gave it, its UUID if it was begun by a registry. `started_at` is None
+    where storage has something else than a time.
+    """
+
+    name: str
+    uuid: str
+    file_name: str
+    started_at: datetime | None
+    size: int
+    modified_at: int
+
+
+# Named here because inside `UploadStore` the word `list` is its method.
+Uploads: TypeAlias = list[UploadInfo]
+FoundUploads: TypeAlias = list[UploadInfo | None]
+
+
+class UploadStore:
+    """All uploads of a registry. `hash_limiter` bounds the threads that hash."""
+
+    def __init__(self, driver: StorageDriver, blobs: BlobStore, *, trust_hash_states: bool) -> None:
+        self.driver = driver
+        self.blobs = blobs
+        self.trust_hash_states = trust_hash_states
+        self.hash_limiter = trio.CapacityLimiter(2)
+
+    async def create(self, name: str, *, file_name: str | None = None) -> LayerUpload:
+        """Begins an upload to repository `name`; a `file_name` that is a UUID becomes its id."""
+        if file_name is not None:
+            check_upload_name(file_name)
+        uuid = file_name if file_name is not None and is_uuid(file_name) else new_upload_id()
+        directory = UploadDirectory(name, uuid)
+        started_at = datetime.now(UTC).replace(microsecond=0)
+        await make_repository(self.driver, name)
+        # `startedat` first: from here on it is an upload, which a registry purges if we die before the end.
+        await self.driver.put_content(directory.started_at, started_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode())
+        if file_name not in (None, uuid):
+            await self.driver.put_content(directory.file_name, str(file_name).encode())
+        writer = await self.driver.writer(directory.data, append=False)
+        info = UploadInfo(name, uuid, file_name or uuid, started_at, 0, 0)
+        return LayerUpload(self, info, writer)
+
+    async def resume(self, name: str, uuid: str) -> LayerUpload:
+        """The upload as storage has it now. Raises `LayerUploadUnknown`."""
+        return LayerUpload(self, await self.stat(name, uuid), None)
+
+    async def stat(self, name: str, uuid: str) -> UploadInfo:
+        """Raises `LayerUploadUnknown` if it was never begun, or is finished or cancelled."""
+        (info,) = await self._stat_many(name, [check_upload_id(uuid)])
+        if info is None:
+            raise LayerUploadUnknown(name, uuid)
+        return info
+
+    async def list(self, name: str) -> Uploads:
+        """All uploads of repository `name`, the oldest first. What registries leave of cancelled ones is left out."""
+        try:
+            entries = await self.driver.list(RepositoryDirectory(name).uploads)
+        except PathNotFound:
+            return []
+        uuids = sorted(entry.name for entry in entries if entry.is_directory)
+        infos = [info for info in await self._stat_many(name, uuids) if info is not None]
+        return sorted(infos, key=lambda info: (info.started_at or datetime.min.replace(tzinfo=UTC), info.uuid))
+
+    async def rename(self, name: str, uuid: str, file_name: str) -> None:
+        """Gives an upload another file name, on every node."""
+        check_upload_name(file_name)
+        await self.stat(name, uuid)
+        await self.driver.put_content(UploadDirectory(name, uuid).file_name, file_name.encode())
+
+    async def remove(self, name: str, uuid: str) -> None:
+        """Deletes all that is stored of an upload. `startedat` goes last, so that it can be repeated after a crash."""
+        directory = UploadDirectory(name, uuid)
+        for path in (directory.data, directory.hash_states, directory.started_at, directory.path):
+            try:
+                await self.driver.delete(path)
+            except PathNotFound:
+                continue
+
+    async def remove_ghosts(self, name: str) -> None:
+        """Deletes what registries leave of cancelled uploads: directories without `startedat` and `data`."""
+        entries = await self.driver.list(RepositoryDirectory(name).uploads)
+        for entry in entries:
+            directory = UploadDirectory(name, entry.name)
+            found = await self.driver.stat_many([directory.started_at, directory.data])
+            if entry.is_directory and all(isinstance(result, PathNotFound) for result in found):
+                await self.remove(name, entry.name)
+
+    async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
+        places = [UploadDirectory(name, uuid) for uuid in uuids]
+        started = await self.driver.get_contents([place.started_at for place in places], limit=_STARTED_AT_LIMIT)
+        names = await self.driver.get_contents([place.file_name for place in places], limit=FILE_NAME_LENGTH)
+        data = await self.driver.stat_many([place.data for place in places])
+        return [
+            None if isinstance(started_at, DriverError) else _upload_info(place, started_at, file_name, info)
+            for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
+        ]
+
+
+def _upload_info(
+    place: UploadDirectory, started_at: bytes, file_name: bytes | DriverError, data: FileInfo | DriverError
+) -> UploadInfo:
+    if isinstance(data, DriverError):
+        size = modified_at = 0
+    else:
+        size, modified_at = data.size, data.modified_at
+    shown = _parse_file_name(file_name) or place.uuid
+    return UploadInfo(place.name, place.uuid, shown, _parse_time(started_at), size, modified_at)
+
+
+def _parse_file_name(content: bytes | DriverError) -> str | None:
+    if isinstance(content, DriverError):
+        return None
+    try:
+        return check_upload_name(content.decode())
+    except (UnicodeDecodeError, InvalidUploadName):
+        return None
+
+
+def _parse_time(content: bytes) -> datetime | None:
+    try:
+        time = datetime.fromisoformat(content.decode("ascii"))
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+class LayerUpload:
+    """An unfinished upload: write, seek, then `finish` or `cancel`; or `close` it and resume it later, anywhere.
+
+    What `write` has taken is in storage for certain when `flush` or `close` returns. An error other than a refusal
+    (a bad offset, a wrong digest) is final for this object, and what was written since the last `flush` may be lost:
+    resume the upload to see how much is there.
+
+    One task at a time may use it, but `store`, `hash_stored` and `size` may be called alongside.
+    """
+
+    def __init__(self, store: UploadStore, info: UploadInfo, writer: FileWriter | None) -> None:
+        self.name = info.name
+        self.uuid = info.uuid
+        self.started_at = info.started_at
+        #: Bytes taken so far, stored or not.
+        self.size = info.size
+        #: Where the next `write` goes.
+        self.offset = info.size
+        self._store = store
+        self._driver = store.driver
+        self._directory = UploadDirectory(info.name, info.uuid)
+        self._writer = writer
+        self._reader: FileReader | None = None
+        self._pending: list[bytes] = []
+        self._pending_size = 0
+        self._flushed = True
+        # `_hash` is of the first `_hash.count` bytes of the file in version `_hash_version`; while there is a writer,
+        # of the version that the writer keeps.
+        self._hash: StreamingHash = new_hash()
+        self._hash_version: ContentVersion | None = None
+        self._stored_state_count = 0
+        self._states_may_exist = writer is None
+        self._lock = trio.Lock()
+        self._closed = False
+        self._finishing = False
+        self._failure: LayerfsError | None = None
+
+    @property
+    def pending(self) -> int:
+        """Bytes taken but not yet given to the driver."""
+        return self._pending_size
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether all bytes taken are in storage for certain."""
+        return self._flushed and not self._pending
+
+    @property
+    def is_usable(self) -> bool:
+        """False once it is finished, cancelled, closed, or has failed."""
+        return not self._closed and self._failure is None
+
+    @property
+    def hash_lag(self) -> int:
+        """Bytes in storage that the running hash does not cover yet, so that finishing would have to read them."""
+        return self.size - self._pending_size - self._hash.count
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    async def write(self, content: bytes) -> int:
+        """Writes at `offset` and moves it on. Returns the bytes written, always all of them."""
+        await self.write_at(self.offset, content)
+        self.offset += len(content)
+        if self._pending_size >= STORE_SIZE:
+            await self.store()
+        return len(content)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Makes `offset`, from the start, here or the end, the place of the next write, and returns it.
+
+        Beyond the end is allowed; the gap will read as zeros.
+        """
+        self._check_usable()
+        place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.offset, os.SEEK_END: self.size}[whence]
+        if place < 0:
+            raise InvalidOffset(self._directory.data, f"cannot seek to {place}")
+        self.offset = place
+        return place
+
+    async def write_at(self, offset: int, content: bytes) -> None:
+        """Writes `content` at `offset`, gathering appends until `store`, `flush` or something that needs them stored.
+
+        Raises `InvalidOffset`, before anything has changed, for an earlier offset where the storage can only append.
+        """
+        self._check_usable()
+        if not content:
+            return
+        if offset == self.size:
+            self._append(content)
+            return
+        async with self._lock:
+            await self._write_out_of_order(offset, content)
+
+    async def truncate(self, size: int) -> None:
+        """Makes the upload `size` bytes long. Raises `InvalidOffset` where the storage can only append."""
+        self._check_usable()
+        if size == self.size:
+            return
+        async with self._lock:
+            await self._store_pending()
+            writer = await self._writer_for_random_access(size)
+            await self._attempt(writer.truncate(size))
+            self.size = writer.size
+            self._forget_hash()
+
+    async def open_writer(self) -> None:
+        """Takes the place of the one writer now instead of at the first write, so that `size` is what storage has."""
+        self._check_usable()
+        async with self._lock:
+            await self._open_writer()
+
+    async def store(self) -> None:
+        """Gives all that was taken to the driver, and hashes it. Not yet durable."""
+        self._check_usable()
+        async with self._lock:
+            await self._store_pending()
+
+    async def flush(self) -> None:
+        """Returns when every byte taken is durable. Also stores the state of the hash, for whoever goes on."""
+        self._check_usable()
+        async with self._lock:
+            await self._flush()
+
+    async def close_writer(self) -> None:
+        """Flushes, and lets go of the file, so that others may write or finish it. The next write opens it again."""
+        self._check_usable()
+        async with self._lock:
+            await self._flush()
+            await self._close_writer()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """The bytes taken so far at `offset`: fewer at the end, none beyond it."""
+        self._check_usable()
+        length = max(0, min(length, self.size - offset))
+        if not length:
+            return b""
+        async with self._lock:
+            await self._store_pending()
+            if self._reader is None or self._reader.size < offset + length:
+                self._close_reader()
+                self._reader = await self._driver.open(self._directory.data)
+            return await self._reader.read(offset, length)
+
+    async def hash_stored(self) -> None:
+        """Lets the hash catch up with what was in storage before, while more is being written.
+
+        Worth the reading where the storage is near: finishing then need not wait for it.
+        """
+        while self.is_usable and self._writer is not None and not self._finishing and self.hash_lag > 0:
+            async with self._lock:
+                if self._writer is None or self.hash_lag <= 0:
+                    return
+                reader = await self._driver.open(self._directory.data)
+                try:
+                    length = min(_READ_SIZE, reader.size - self._hash.count)
+                    await self._update_hash([await reader.read(self._hash.count, length)])
+                finally:
+                    reader.close()
+
+    # --- ending ----------------------------------------------------------------------------------------------
+
+    async def finish(self, digest: Digest, size: int | None = None) -> Digest:
+        """Verifies the content and makes it a layer of the repository. Returns its canonical digest.
+
+        Raises `LayerInvalidDigest` or `LayerInvalidLength`, and the upload stays as it is. May be repeated after any
+        error or crash; a stored blob is replaced, so one that was damaged is whole afterwards.
+        """
+        self._check_usable()
+        self._finishing = True
+        try:
+            async with self._lock:
+                await self._flush()
+                await self._close_writer()
+                self._close_reader()
+                return await self._finish(digest, size)
+        finally:
+            self._finishing = False
+
+    async def cancel(self) -> None:
+        """Deletes the upload and all its bytes. Works also after an error."""
+        if self._closed:
+            raise LayerClosed(f"upload {self.uuid}")
+        async with self._lock:
+            self._pending.clear()
+            await self._close_writer()
+            self._close_reader()
+            await self._store.remove(self.name, self.uuid)
+            self._closed = True
+
+    async def close(self) -> None:
+        """Flushes and lets go; the upload can be resumed. May be called again, and after `finish` and `cancel`."""
+        if self._closed:
+            return
+        try:
+            if self._failure is None:
+                await self.flush()
+        finally:
+            self._closed = True
+            self._close_reader()
+            await self._close_writer()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- steps of writing; the lock is held, except in `_append` -------------------------------------------------
+
+    def _append(self, content: bytes) -> None:
+        self._pending.append(content)
+        self._pending_size += len(content)
+        self.size += len(content)
+        self._flushed = False
+
+    async def _store_pending(self) -> None:
+        while self._pending:
+            writer = await self._open_writer()
+            batch, self._pending = self._pending, []
+            start = writer.size
+            await self._attempt(writer.write(batch))
+            self._pending_size -= writer.size - start
+            if self._hash.count == start:
+                await self._update_hash(batch)
+
+    async def _write_out_of_order(self, offset: int, content: bytes) -> None:
+        await self._store_pending()
+        writer = await self._open_writer()
+        if offset > writer.size and not self._driver.capabilities.random_writes:
+            await self._append_zeros(offset - writer.size)
+        if offset == writer.size:
+            self._append(content)
+            return
+        writer = await self._writer_for_random_access(offset)
+        await self._attempt(writer.write_at(offset, content))
+        self.size = max(self.size, offset + len(content))
+        self._forget_hash()
+
+    async def _append_zeros(self, count: int) -> None:
+        while count:
+            length = min(count, STORE_SIZE)
+            self._append(bytes(length))
+            await self._store_pending()
+            count -= length
+
+    async def _writer_for_random_access(self, offset: int) -> FileWriter:
+        """The writer, once no stored state can be taken for one of what the file is going to be."""
+        if not self._driver.capabilities.random_writes:
+            raise InvalidOffset(
+                self._directory.data, f"this storage can only append: cannot change byte {offset} of {self.size}"
+            )
+        writer = await self._open_writer()
+        if self._states_may_exist:
+            with contextlib.suppress(PathNotFound):
+                await self._driver.delete(self._directory.hash_states)
+            self._states_may_exist = False
+        return writer
+
+    async def _flush(self) -> None:
+        await self._store_pending()
+        if self._writer is None or self._flushed:
+            return
+        await self._attempt(self._writer.flush())
+        self._flushed = True
+        # After the bytes, never before: a state that is ahead of the data would be wrong for other bytes to come.
+        await self._store_hash_state()
+
+    async def _store_hash_state(self) -> None:
+        state = self._hash.state()
+        if state is None or self._hash.count != self.size or self._stored_state_count == self.size:
+            return
+        try:
+            await self._driver.put_content(self._directory.hash_state(self.size), state)
+        except DriverError as error:
+            # The bytes are safe, and a missing state only costs time.
+            _log.info("no hash state for upload %s at %d bytes: %s", self.uuid, self.size, error)
+            return
+        self._stored_state_count = self.size
+        self._states_may_exist = True
+
+    async def _open_writer(self) -> FileWriter:
+        if self._writer is None:
+            writer = await self._driver.writer(self._directory.data, append=True)
+            if writer.version() is None or writer.version() != self._hash_version:
+                self._hash = await self._trusted_hash(writer.size)
+            self.size = writer.size + self._pending_size
+            self._writer = writer
+        return self._writer
+
+    async def _close_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._hash_version = writer.version()
+            await writer.close()
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _forget_hash(self) -> None:
+        self._hash = new_hash()
+        self._stored_state_count = 0
+        self._flushed = False
+
+    async def _update_hash(self, buffers: Sequence[bytes]) -> None:
+        # Not abandoned on cancellation: the thread would go on changing the hash behind our back.
+        await trio.to_thread.run_sync(self._hash.update, buffers, limiter=self._store.hash_limiter)
+
+    async def _attempt(self, change: Awaitable[_Result]) -> _Result:
+        """Awaits a change of the file. If it fails nobody knows what the file is like, so the upload has failed."""
+        try:
+            return await change
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, UnsupportedByDriver | InvalidOffset):
+            return
+        if isinstance(error, LayerfsError):
+            self._failure = error
+        else:
+            self._failure = BackendFailure(self._directory.data, "a write was interrupted")
+        self._pending.clear()
+        self._pending_size = 0
+        if self._writer is not None:
+            self.size = self._writer.size
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise LayerClosed(f"upload {self.uuid}")
+        if self._failure is not None:
+            raise self._failure
+        if self._finishing:
+            raise LayerUploadBusy(self.name, self.uuid, "it is being finished")
+
+    # --- steps of finishing; the lock is held ---------------------------------------------------------------------
+
+    async def _finish(self, digest: Digest, size: int | None) -> Digest:
+        try:
+            sealed = await self._driver.seal(self._directory.data)
+        except PathNotFound:
+            return await self._finish_again(digest, size)
+        async with sealed:
+            if size is not None and size != sealed.size:
+                raise LayerInvalidLength(size, sealed.size)
+            canonical = await self._verify(sealed, digest)
+
+            async def publish() -> None:
+                if canonical != digest:
+                    await write_link(self._driver, self._directory.committing, canonical)
+                await sealed.publish(BlobData(canonical).path)
+
+            await self._publish(publish, canonical, digest)
+        return canonical
+
+    async def _finish_again(self, digest: Digest, size: int | None) -> Digest:
+        """Finishes where `data` is missing: it was published before a crash, or there never was a byte."""
+        canonical = digest if digest.is_canonical else await self._canonical_of(digest)
+        try:
+            stored = await self._store.blobs.open(canonical)
+        except BlobUnknown:
+            if canonical != EMPTY:
+                raise LayerInvalidDigest(digest, EMPTY, 0) from None
+        else:
+            try:
+                await self._verify_stored(stored, canonical, size)
+            finally:
+                stored.close()
+
+        async def publish() -> None:
+            if canonical == EMPTY:
+                await self._driver.put_content(BlobData(EMPTY).path, b"")
+
+        await self._publish(publish, canonical, digest)
+        return canonical
+
+    async def _verify_stored(self, stored: FileReader, canonical: Digest, size: int | None) -> None:
+        if size is not None and size != stored.size:
+            raise LayerInvalidLength(size, stored.size)
+        self._hash, self._hash_version = new_hash(), None
+        await self._hash_up_to(stored.size, stored.read)
+        if self._hash.digest() != canonical:
+            raise LayerInvalidDigest(canonical, self._hash.digest(), stored.size)
+
+    async def _canonical_of(self, digest: Digest) -> Digest:
+        try:
+            return await read_link(self._driver, self._directory.committing)
+        except PathNotFound:
+            raise LayerUploadInvalid(
+                self.name, self.uuid, f"it has no data to verify {digest} with; cancel it and upload the layer again"
+            ) from None
+
+    async def _verify(self, sealed: SealedFile, digest: Digest) -> Digest:
+        """The canonical digest of the sealed content, which is also `digest`. Goes on where a try was stopped."""
+        if sealed.version is None or sealed.version != self._hash_version or self._hash.count > sealed.size:
+            self._hash, self._hash_version = await self._trusted_hash(sealed.size), sealed.version
+        await self._hash_up_to(sealed.size, sealed.read)
+        canonical = self._hash.digest()
+        actual = canonical if digest.is_canonical else await self._digest_of(sealed, digest.algorithm)
+        if actual != digest:
+            raise LayerInvalidDigest(digest, actual, sealed.size)
+        return canonical
+
+    async def _hash_up_to(self, size: int, read: Callable[[int, int], Awaitable[bytes]]) -> None:
+        while self._hash.count < size:
+            await self._update_hash([await read(self._hash.count, min(_READ_SIZE, size - self._hash.count))])
+
+    async def _digest_of(self, sealed: SealedFile, algorithm: str) -> Digest:
+        total = hashlib.new(algorithm)
+        for offset in range(0, sealed.size, _READ_SIZE):
+            chunk = await sealed.read(offset, min(_READ_SIZE, sealed.size - offset))
+            await trio.to_thread.run_sync(total.update, chunk, limiter=self._store.hash_limiter)
+        return Digest(algorithm, total.hexdigest())
+
+    async def _trusted_hash(self, size: int) -> StreamingHash:
+        """The hash to go on with for `size` bytes that others wrote: of nothing, unless their states are trusted."""
+        if self._store.trust_hash_states:
+            try:
+                content = await self._driver.get_content(self._directory.hash_state(size), limit=STATE_LENGTH)
+            except DriverError:
+                return new_hash()
+            state = resume_hash(content)
+            if state is not None and state.count == size:
+                return state
+        return new_hash()
+
+    async def _publish(self, publish: Callable[[], Awaitable[None]], canonical: Digest, digest: Digest) -> None:
+        """The last steps, in this order, each of which can be repeated. Not cancellable, but bounded."""
+        with trio.move_on_after(_PUBLISH_DEADLINE, shield=True) as scope:
+            await publish()
+            await make_repository(self._driver, self.name)
+            await link_layer(self._driver, self.name, canonical, digest)
+            await self._store.remove(self.name, self.uuid)
+            self._closed = True
+        if scope.cancelled_caught:
+            raise BackendFailure(
+                self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"
+            )
+
+
+async def link_layer(driver: StorageDriver, name: str, canonical: Digest, digest: Digest) -> None:
+    """Links a stored blob into a repository, under `digest` too where that is another one; canonical first.
+
+    Both links hold the canonical digest, and one by another algorithm is of no use to a registry without the first.
+    """
+    await write_link(driver, LayerLink(name, canonical).path, canonical)
+    if digest != canonical:
+        await write_link(driver, LayerLink(name, digest).path, canonical)
+
+
+async def make_repository(driver: StorageDriver, name: str) -> None:
+    """Makes the directories by which both generations of registries know a repository.
+
+    With only one of the two, garbage collection by the other generation deletes its blobs.
+    """
+    directory = RepositoryDirectory(name)
+    await driver.make_directory(directory.layers)
+    await driver.make_directory(directory.manifests)
