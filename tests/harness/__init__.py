@@ -1,0 +1,1 @@
+"""What the black-box tests stand on. Nothing here imports layerfs: expectations are computed independently."""
