@@ -1,0 +1,5 @@
+"""`python -m layerfs` is `layerfs`."""
+
+from layerfs.cli import main
+
+main()

@@ -1,0 +1,156 @@
+"""The `layerfs` command: arguments in; an exit code, and one line on standard error if something is wrong, out.
+
+Nothing that could start a thread or an event loop is imported before the process has forked (`--daemon`): the daemon,
+and all below it, is imported where it is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from layerfs import config, detach, exits, logs, umount
+from layerfs import mountpoint as mountpoints
+from layerfs.config import MountConfig
+from layerfs.detach import Outcome
+from layerfs.exits import ExitCode
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs the command line and exits with its exit code."""
+    try:
+        exit_code = layerfs.main(arguments, prog_name="layerfs", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "layerfs"
+        exit_code = _fail(ExitCode.USAGE, f"{error.format_message()} (see '{command} --help')")
+    except (click.Abort, KeyboardInterrupt):
+        exit_code = _fail(ExitCode.INTERRUPTED, "interrupted")
+    sys.exit(exit_code)
+
+
+def _fail(exit_code: int, message: str) -> int:
+    click.echo(f"layerfs: {message}", err=True)
+    return exit_code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False, epilog=exits.DESCRIPTION)
+@click.version_option(package_name="layerfs", message="layerfs %(version)s")
+def layerfs() -> None:
+    """Mounts the storage of a Docker/OCI registry as directories."""
+
+
+# --- mount ---------------------------------------------------------------------------------------------------
+
+
+def _parse(_context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    if text is None or parameter.name is None:
+        return None
+    try:
+        return config.parse_value(parameter.name, text)
+    except config.InvalidOption as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _parse_mount_options(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> dict[str, Any]:
+    try:
+        return config.parse_mount_options(",".join(texts))
+    except config.InvalidOption as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _value(name: str, metavar: str, explanation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(name, metavar=metavar, callback=_parse, help=explanation)
+
+
+def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    # None and not False where it is not given, so that `-o` can say it.
+    return click.option(*names, is_flag=True, default=None, help=explanation)
+
+
+@layerfs.command(epilog=exits.DESCRIPTION)
+@click.argument("source", metavar="SOURCE")
+@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.option("--daemon", is_flag=True, help="Return when the mount answers, and serve it in the background.")
+@_flag("-r", "--read-only", explanation="Answer every change with 'Read-only file system'.")
+@_flag("--allow-delete", explanation="Let 'rm' remove a layer from its repository (never its bytes).")
+@_flag("--allow-other", explanation="Let other users than this one use the mount.")
+@_flag("--create", explanation="Begin an empty registry if SOURCE is empty or missing.")
+@_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
+@_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")
+@_value("--umask", "OCTAL", "Permissions that nothing in the mount has [default: 022].")
+@_value("--metadata-ttl", "SECONDS", "How long listings and sizes may be remembered [default: 1].")
+@_value("--operation-timeout", "SECONDS", "After this any operation fails instead of waiting on [default: 60].")
+@_value("--max-handles", "COUNT", "Files open at a time [default: 4096].")
+@_value("--max-uploads", "COUNT", "Uploads being written at a time [default: 256].")
+@_value("--log-level", "LEVEL", "debug, info, warning or error [default: info].")
+@_value("--log-format", "FORMAT", "text or json [default: text].")
+@_value("--log-file", "FILE", "Log to FILE [default: standard error; syslog with --daemon].")
+@click.option("-v", "--verbose", is_flag=True, help="The same as --log-level debug.")
+@click.option(
+    "-o",
+    "mount_options",
+    metavar="OPTION,…",
+    multiple=True,
+    callback=_parse_mount_options,
+    help="The same options as mount(8) writes them: -o ro,allow_other,metadata_ttl=5.",
+)
+def mount(daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: Any) -> int:
+    """Mounts the registry storage SOURCE on the directory MOUNTPOINT.
+
+    SOURCE is the root directory that a registry is configured with (the one that has docker/registry/v2 in it), as a
+    path or as a URL such as s3://bucket/prefix. The mount is served until MOUNTPOINT is unmounted or a signal (Ctrl-C,
+    SIGTERM) ends it; both let the requests and uploads that are under way finish.
+    """
+    fields = mount_options | {name: value for name, value in given.items() if value is not None}
+    if verbose:
+        fields["log_level"] = "debug"
+    settings = MountConfig(**fields)
+    if daemon:
+        outcome = detach.run_detached(lambda ready: _serve(settings, ready, detached=True), died=ExitCode.FAILED)
+    else:
+        outcome = _serve(settings, lambda: None, detached=False)
+    return outcome.exit_code if outcome.error is None else _fail(outcome.exit_code, outcome.error)
+
+
+def _serve(settings: MountConfig, ready: Callable[[], None], *, detached: bool) -> Outcome:
+    try:
+        logs.configure(
+            level=settings.log_level, log_format=settings.log_format, log_file=settings.log_file, detached=detached
+        )
+    except logs.LogUnavailable as error:
+        return Outcome(ExitCode.USAGE, str(error))
+
+    from layerfs import daemon
+
+    try:
+        daemon.run(settings, on_ready=ready)
+    except daemon.DaemonFailed as error:
+        if detached or settings.log_file is not None:
+            # Nobody may be there any more to read standard error.
+            log.error("%s", error)
+        return Outcome(error.exit_code, str(error))
+    return Outcome(ExitCode.OK)
+
+
+# --- umount --------------------------------------------------------------------------------------------------
+
+
+@layerfs.command("umount", epilog=exits.DESCRIPTION)
+@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.option("-l", "--lazy", is_flag=True, help="Take a busy mount out of sight now; it ends with its last use.")
+def umount_command(mountpoint: str, lazy: bool) -> int:
+    """Unmounts MOUNTPOINT and returns when its daemon has stored everything and ended."""
+    try:
+        umount.end_mount(mountpoint, lazy=lazy)
+    except mountpoints.MountpointError as error:
+        return _fail(ExitCode.USAGE, str(error))
+    except (mountpoints.UnmountFailed, umount.StillDraining) as error:
+        return _fail(ExitCode.FAILED, str(error))
+    return ExitCode.OK

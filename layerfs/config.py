@@ -1,0 +1,176 @@
+"""The options of a mount: their names, defaults and how each is written as text.
+
+One parser per option serves both spellings, `--key-with-dashes VALUE` and `-o key_with_underscores=value`, so that the
+two cannot drift apart. Nothing here looks at the disk, except for the names of users and groups.
+"""
+
+from __future__ import annotations
+
+import grp
+import math
+import os
+import pwd
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from layerfs.errors import LayerfsError
+
+
+class InvalidOption(LayerfsError):
+    """A mount option that does not exist, or whose value has no meaning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountConfig:
+    """Everything that a mount is made with. Times are in seconds."""
+
+    source: str
+    mountpoint: str
+    #: Every change is answered with EROFS.
+    read_only: bool = False
+    #: `rm` of a layer's link is allowed.
+    allow_delete: bool = False
+    #: Other users than the one who mounts may use the mount.
+    allow_other: bool = False
+    #: An empty or missing source becomes an empty registry.
+    create: bool = False
+    #: Owner of everything in the mount.
+    uid: int = field(default_factory=os.geteuid)
+    gid: int = field(default_factory=os.getegid)
+    #: Permission bits that nothing in the mount has.
+    umask: int = 0o022
+    #: How long what can change (listings, tags, upload sizes) may be remembered.
+    metadata_ttl: float = 1.0
+    #: No operation takes longer; then it fails with an errno.
+    operation_timeout: float = 60.0
+    #: Files open at a time; each costs a descriptor and a read-ahead buffer.
+    max_handles: int = 4096
+    #: Uploads that are being written at a time.
+    max_uploads: int = 256
+    log_level: str = "info"
+    log_format: str = "text"
+    log_file: str | None = None
+
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
+
+#: What mount(8), fstab(5) and systemd hand to every file system. Most are about the mount as a whole and done by
+#: others; suid and dev are never granted whatever is asked. `rw` is the default, and does not undo `ro`.
+_IGNORED_WORD: Final = re.compile(
+    r"rw|a?sync|(no|rel)?atime|(no)?(dev|suid|exec|auto|user)|users|owner|group|_netdev|nofail|defaults|remount|[xX]-.*",
+    re.DOTALL,
+)
+
+_FLAGS: Final[Mapping[str, str]] = {
+    "ro": "read_only",
+    "read_only": "read_only",
+    "allow_delete": "allow_delete",
+    "allow_other": "allow_other",
+    "create": "create",
+}
+
+_TRUTH: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+#: `\` keeps the comma (or backslash) after it.
+_WORD: Final = re.compile(r"(?:\\.|[^,])+", re.DOTALL)
+_ESCAPED: Final = re.compile(r"\\([,\\])")
+
+
+def parse_mount_options(text: str) -> dict[str, Any]:
+    """The fields of `MountConfig` that `-o text` sets; raises `InvalidOption` for a word that nobody knows."""
+    fields: dict[str, Any] = {}
+    for match in _WORD.finditer(text):
+        fields.update(_parse_word(_ESCAPED.sub(r"\1", match.group())))
+    return fields
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value of the `MountConfig` field `name` that `text` stands for; raises `InvalidOption`."""
+    return _VALUES[name](text)
+
+
+def _parse_word(word: str) -> dict[str, Any]:
+    key, equals, value = word.partition("=")
+    key = key.strip()
+    if key in _FLAGS:
+        return {_FLAGS[key]: _parse_flag(key, value) if equals else True}
+    if key in _VALUES:
+        if not equals:
+            raise InvalidOption(f"mount option {key!r} needs a value: -o {key}=…")
+        return {key: parse_value(key, value)}
+    if not key or _IGNORED_WORD.fullmatch(key):
+        return {}
+    known = ", ".join(sorted({*_FLAGS, *_VALUES}))
+    raise InvalidOption(f"unknown mount option {word!r}; known are {known}")
+
+
+def _parse_flag(name: str, text: str) -> bool:
+    try:
+        return _TRUTH[text.lower()]
+    except KeyError:
+        raise InvalidOption(f"invalid {name} {text!r}: expected true or false") from None
+
+
+def _parse_owner(kind: str, find: Callable[[str], int], text: str) -> int:
+    if text.isascii() and text.isdigit():
+        # 2**32 - 1 means "nobody" in the kernel's calls.
+        if int(text) < 2**32 - 1:
+            return int(text)
+        raise InvalidOption(f"invalid {kind} {text!r}: too large")
+    try:
+        return find(text)
+    except KeyError:
+        raise InvalidOption(f"invalid {kind} {text!r}: no such name on this machine, and not a number") from None
+
+
+def _parse_umask(text: str) -> int:
+    if not re.fullmatch(r"(0o?)?[0-7]{1,3}", text):
+        raise InvalidOption(f"invalid umask {text!r}: expected octal digits from 000 to 777")
+    return int(text, 8)
+
+
+def _parse_seconds(name: str, *, zero: bool, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        expected = "a number of seconds, 0 or more" if zero else "a number of seconds above 0"
+        raise InvalidOption(f"invalid {name} {text!r}: expected {expected}")
+    return seconds
+
+
+def _parse_count(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise InvalidOption(f"invalid {name} {text!r}: expected a whole number above 0")
+    return int(text)
+
+
+def _parse_choice(name: str, choices: tuple[str, ...], text: str) -> str:
+    if text.lower() not in choices:
+        raise InvalidOption(f"invalid {name} {text!r}: expected one of {', '.join(choices)}")
+    return text.lower()
+
+
+def _parse_path(text: str) -> str:
+    if not text or "\0" in text:
+        raise InvalidOption(f"invalid file name {text!r}")
+    return os.path.abspath(text)
+
+
+_VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
+    "uid": partial(_parse_owner, "uid", lambda name: pwd.getpwnam(name).pw_uid),
+    "gid": partial(_parse_owner, "gid", lambda name: grp.getgrnam(name).gr_gid),
+    "umask": _parse_umask,
+    "metadata_ttl": lambda text: _parse_seconds("metadata_ttl", zero=True, text=text),
+    "operation_timeout": lambda text: _parse_seconds("operation_timeout", zero=False, text=text),
+    "max_handles": partial(_parse_count, "max_handles"),
+    "max_uploads": partial(_parse_count, "max_uploads"),
+    "log_level": partial(_parse_choice, "log_level", LOG_LEVELS),
+    "log_format": partial(_parse_choice, "log_format", LOG_FORMATS),
+    "log_file": _parse_path,
+}

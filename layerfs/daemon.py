@@ -1,0 +1,383 @@
+"""The life of a mount: everything is put together, announced when it works, and taken apart in order when it ends.
+
+One `trio.run`, one nursery that lives as long as the mount. It ends by a signal (drain, then unmount; a second signal
+at once), or by itself when somebody else unmounts or aborts the connection. Nothing needs a clean end: what `kill -9`
+leaves is a dead mount, which the next start clears away, and storage in a state that the registry layer explains.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import resource
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Final
+
+import trio
+
+from layerfs import logs
+from layerfs import mountpoint as mountpoints
+from layerfs.config import InvalidOption, MountConfig
+from layerfs.driver.interface import StorageDriver
+from layerfs.driver.sources import open_driver
+from layerfs.errors import (
+    AccessDenied,
+    InvalidName,
+    LayerfsError,
+    NotARegistry,
+    NotRegularFile,
+    PathNotFound,
+    StorageReadOnly,
+    UnsupportedByDriver,
+)
+from layerfs.exits import ExitCode
+from layerfs.fuse.session import Session, SessionOptions
+from layerfs.registry import Registry
+from layerfs.view.tree import Tree, TreeOptions
+
+log = logging.getLogger(__name__)
+
+#: How long the requests that are being answered get after the first signal. systemd kills after 90 s by default: this,
+#: `_FLUSH_SECONDS` and `_CLOSE_SECONDS` together stay below.
+_GRACE_SECONDS: Final = 20.0
+#: How long all uploads together get for their last bytes.
+_FLUSH_SECONDS: Final = 40.0
+_CLOSE_SECONDS: Final = 5.0
+#: How long a mount may take from mount(2) until the root can be looked at. No storage is asked for that.
+_READY_SECONDS: Final = 30.0
+
+#: Descriptors beside those of open layers: uploads, directories, sockets, the log.
+_SPARE_DESCRIPTORS: Final = 1024
+
+#: What the person who typed the command can put right.
+_USER_ERRORS: Final = (
+    AccessDenied,
+    InvalidName,
+    InvalidOption,
+    logs.LogUnavailable,
+    mountpoints.MountpointError,
+    NotARegistry,
+    NotRegularFile,
+    PathNotFound,
+    StorageReadOnly,
+    UnsupportedByDriver,
+)
+
+#: A source that ends in a part of the layout inside a storage.
+_INSIDE_STORAGE: Final = re.compile(r"(?P<root>.*)/docker(/registry(/v2(/.*)?)?)?/*", re.DOTALL)
+_URL: Final = re.compile(r"[A-Za-z0-9+.-]+(::|://)")
+
+
+class DaemonFailed(Exception):
+    """Why there is no mount (any more), in one line, and the exit code that says so."""
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class SourceUnusable(LayerfsError):
+    """The source cannot be mounted; the cause is the driver's or registry's error."""
+
+
+class NotReady(LayerfsError):
+    """The mount did not answer in time."""
+
+
+class Interrupted(LayerfsError):
+    """A signal came before the mount was ready, or again while it was ending."""
+
+
+def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
+    """Mounts, calls `on_ready` when the mount answers, and returns when it has ended well.
+
+    Raises `DaemonFailed`. To be called while the process has one thread.
+    """
+    try:
+        storage = local_path(config.source)
+        mountpoints.check_fuse(allow_other=config.allow_other)
+        mountpoint = mountpoints.prepare(config.mountpoint, storage=storage)
+        _check_log_file(config.log_file, mountpoint)
+        _raise_descriptor_limit(config.max_handles + config.max_uploads + _SPARE_DESCRIPTORS)
+        trio.run(_Daemon(config, mountpoint, on_ready).serve)
+    except BaseException as error:
+        raise _failure(error) from error
+
+
+def local_path(source: str) -> str | None:
+    """The directory that a source names, if it is on this machine."""
+    if source.startswith("file://"):
+        return source.removeprefix("file://")
+    return None if _URL.match(source) else os.path.abspath(source)
+
+
+def display_name(source: str) -> str:
+    """The source as everybody may see it: no credentials, no query."""
+    if local_path(source) is not None:
+        return source
+    return re.sub(r"(?<=://)[^/@]*@", "", source).partition("?")[0]
+
+
+def notify(state: str) -> None:
+    """Tells the service manager, if there is one (see sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
+            manager.sendto(state.encode(), address)
+    except OSError as exc:
+        log.warning("the service manager at %r cannot be told %r: %s", os.environ["NOTIFY_SOCKET"], state, exc)
+
+
+class _Daemon:
+    def __init__(self, config: MountConfig, mountpoint: str, on_ready: Callable[[], None]) -> None:
+        self._config = config
+        self._mountpoint = mountpoint
+        self._name = display_name(config.source)
+        self._on_ready = on_ready
+        self._ready = False
+        self._stopping = False
+        self._session: Session | None = None
+        # What a second signal cuts short.
+        self._serving = trio.CancelScope()
+        self._flushing = trio.CancelScope(shield=True)
+
+    async def serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._watch_signals)
+            async with _open_registry(self._config) as registry:
+                await self._mount(registry, nursery)
+            nursery.cancel_scope.cancel()
+
+    async def _mount(self, registry: Registry, nursery: trio.Nursery) -> None:
+        tree = Tree(registry, self._tree_options(), nursery, about=self._about())
+        session = Session(tree, self._mountpoint, self._session_options())
+        session.mount()
+        device = _device_of(self._mountpoint)
+        self._session = session
+        try:
+            nursery.start_soon(self._announce)
+            await self._serve_requests(session)
+        finally:
+            try:
+                await self._flush(tree)
+            finally:
+                session.close()
+                _forget_mount(self._mountpoint, device)
+        log.info("unmounted %r", self._mountpoint)
+
+    async def _announce(self) -> None:
+        """Tells everybody who waits that the mount works, once the kernel has had an answer through it."""
+        with trio.move_on_after(_READY_SECONDS) as limit:
+            # In a thread, because it is this one that answers. Left behind, it goes when the mount goes.
+            await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        if limit.cancelled_caught:
+            raise NotReady(f"the mount on {self._mountpoint!r} gave no answer within {_READY_SECONDS:.0f} s")
+        self._ready = True
+        log.info("mounted %r on %r", self._name, self._mountpoint)
+        notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}")
+        self._on_ready()
+
+    async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
+        # SIGHUP: a terminal that closes must not leave a dead mount.
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            task_status.started()
+            async for number in received:
+                self._stop(signal.Signals(number).name)
+
+    def _stop(self, signal_name: str) -> None:
+        if self._session is None or not self._ready:
+            raise Interrupted(f"{signal_name} before the mount was ready")
+        if self._stopping:
+            self._flushing.cancel()
+            raise Interrupted(f"a second signal ({signal_name}) before the mount had ended")
+        self._stopping = True
+        log.info("%s: ending the mount on %r", signal_name, self._mountpoint)
+        notify("STOPPING=1\nSTATUS=answering the last requests")
+        self._serving.deadline = trio.current_time() + _GRACE_SECONDS
+        self._session.stop()
+
+    async def _serve_requests(self, session: Session) -> None:
+        """Returns when the mount was ended: by a signal, from outside, or by an abort of the connection."""
+        with self._serving:
+            await session.run()
+        if self._serving.cancelled_caught:
+            log.warning(
+                "requests on %r were not answered within %.0f s and are given up", self._mountpoint, _GRACE_SECONDS
+            )
+        elif not self._stopping:
+            log.info("%r was unmounted from outside", self._mountpoint)
+
+    async def _flush(self, tree: Tree) -> None:
+        """Gives every upload its last bytes, also when an error ends the daemon; not after a second signal."""
+        self._stopping = True
+        notify("STOPPING=1\nSTATUS=flushing uploads")
+        self._flushing.deadline = trio.current_time() + _FLUSH_SECONDS
+        with self._flushing:
+            await tree.close()
+        if self._flushing.cancelled_caught:
+            log.warning("not all uploads were flushed: those have what was last synced, and can be continued")
+
+    # --- what the parts are told -----------------------------------------------------------------------------
+
+    def _tree_options(self) -> TreeOptions:
+        config = self._config
+        return TreeOptions(
+            read_only=config.read_only,
+            allow_delete=config.allow_delete,
+            uid=config.uid,
+            gid=config.gid,
+            umask=config.umask,
+            metadata_ttl=config.metadata_ttl,
+            max_handles=config.max_handles,
+            max_uploads=config.max_uploads,
+        )
+
+    def _session_options(self) -> SessionOptions:
+        config = self._config
+        return SessionOptions(
+            source_name=self._name,
+            allow_other=config.allow_other,
+            read_only=config.read_only,
+            operation_timeout=config.operation_timeout,
+        )
+
+    def _about(self) -> dict[str, object]:
+        """What does not change while this daemon lives; `layerfs umount` needs the `pid`."""
+        return {
+            "version": version("layerfs"),
+            "pid": os.getpid(),
+            "source": self._name,
+            "mountpoint": self._mountpoint,
+            "read_only": self._config.read_only,
+            "allow_delete": self._config.allow_delete,
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+# --- the source ----------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _open_registry(config: MountConfig) -> AsyncIterator[Registry]:
+    try:
+        driver, registry = await _find_registry(config.source, create=config.create)
+    except LayerfsError as error:
+        raise SourceUnusable(f"cannot mount {display_name(config.source)!r}: {error}") from error
+    try:
+        yield registry
+    finally:
+        await _close(driver)
+
+
+async def _find_registry(source: str, *, create: bool) -> tuple[StorageDriver, Registry]:
+    """The registry in `source`; raises `NotARegistry` with the right source if this one lies inside a storage."""
+    try:
+        return await _open(source, create=False)
+    except (NotARegistry, PathNotFound):
+        storage = await _storage_around(source)
+        if storage is not None:
+            raise NotARegistry(f"it is a folder inside a registry's storage; mount {display_name(storage)!r}") from None
+        if not create:
+            raise
+    return await _open(source, create=True)
+
+
+async def _storage_around(source: str) -> str | None:
+    match = _INSIDE_STORAGE.fullmatch(source)
+    if match is None:
+        return None
+    storage = match["root"] or "/"
+    try:
+        driver, _ = await _open(storage, create=False)
+    except LayerfsError:
+        return None
+    await _close(driver)
+    return storage
+
+
+async def _open(source: str, *, create: bool) -> tuple[StorageDriver, Registry]:
+    driver = open_driver(source, create=create)
+    try:
+        return driver, await Registry.open(driver, create=create)
+    except BaseException:
+        await _close(driver)
+        raise
+
+
+async def _close(driver: StorageDriver) -> None:
+    with trio.move_on_after(_CLOSE_SECONDS, shield=True):
+        await driver.close()
+
+
+# --- the process ---------------------------------------------------------------------------------------------
+
+
+def _check_log_file(log_file: str | None, mountpoint: str) -> None:
+    if log_file is not None and os.path.realpath(log_file).startswith(mountpoint.rstrip("/") + "/"):
+        raise InvalidOption(f"the log file {log_file!r} is inside the mountpoint: the daemon would wait for itself")
+
+
+def _raise_descriptor_limit(wanted: int) -> None:
+    """Every open layer is a descriptor, and the usual soft limit of 1024 is for programs that use select(2)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _device_of(mountpoint: str) -> str | None:
+    mount = mountpoints.mount_at(mountpoint, mountpoints.read_mounts())
+    return mount.device if mount is not None and mount.is_ours else None
+
+
+def _forget_mount(mountpoint: str, device: str | None) -> None:
+    """Takes our mount out of the kernel's table if it is still there: libfuse leaves it after an abort."""
+    if device is None or _device_of(mountpoint) != device:
+        return
+    try:
+        mountpoints.unmount(mountpoint, lazy=True)
+    except mountpoints.UnmountFailed as error:
+        log.warning("%s", error)
+
+
+# --- what went wrong -----------------------------------------------------------------------------------------
+
+
+def _failure(error: BaseException) -> DaemonFailed:
+    """The one line that trio's groups of exceptions come down to. What is a bug is logged with its traceback."""
+    causes = [cause for cause in _leaves(error) if not isinstance(cause, trio.Cancelled)]
+    bug = next((cause for cause in causes if not isinstance(cause, LayerfsError | KeyboardInterrupt)), None)
+    if bug is not None or not causes:
+        log.critical("the daemon ends because of an error that should not happen", exc_info=error)
+        return DaemonFailed(f"internal error, please report it with the log: {bug!r}", ExitCode.BUG)
+    cause = causes[0]
+    message = str(cause) or "interrupted"
+    log.debug("the daemon ends", exc_info=error)
+    return DaemonFailed(message, _exit_code(cause))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _exit_code(cause: BaseException) -> ExitCode:
+    if isinstance(cause, Interrupted | KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    if isinstance(cause, SourceUnusable):
+        return ExitCode.USAGE if isinstance(cause.__cause__, _USER_ERRORS) else ExitCode.FAILED
+    return ExitCode.USAGE if isinstance(cause, _USER_ERRORS) else ExitCode.FAILED

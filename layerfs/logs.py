@@ -1,0 +1,84 @@
+"""Where log lines go and what they look like: text for people, JSON for collectors, one line per event.
+
+Modules log through the standard library with names as `%r`; this only sets up the handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import sys
+import time
+from typing import Final
+
+from pythonjsonlogger.json import JsonFormatter
+
+from layerfs.errors import LayerfsError
+
+_SYSLOG: Final = "/dev/log"
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class LogUnavailable(LayerfsError):
+    """The log file cannot be written."""
+
+
+def configure(*, level: str, log_format: str, log_file: str | None, detached: bool) -> None:
+    """Sends the log to `log_file`; without one to standard error, or to syslog (if there is one) when detached.
+
+    `level` is for layerfs; libraries are heard from WARNING on, and from `level` if that is debug. May be called again:
+    what was set up before is replaced. Raises `LogUnavailable`.
+    """
+    handler = _handler(log_file, detached=detached)
+    handler.setFormatter(_in_utc(_json_formatter() if log_format == "json" else _text_formatter()))
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(
+        level=threshold if threshold <= logging.DEBUG else max(threshold, logging.WARNING),
+        handlers=[handler],
+        force=True,
+    )
+    logging.getLogger("layerfs").setLevel(threshold)
+
+
+def _handler(log_file: str | None, *, detached: bool) -> logging.Handler:
+    if log_file is not None:
+        try:
+            # Watched, so that logrotate needs no signal to the daemon.
+            return logging.handlers.WatchedFileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+        except OSError as exc:
+            raise LogUnavailable(f"cannot write the log file {log_file!r}: {exc.strerror}") from exc
+    if not detached:
+        return logging.StreamHandler(sys.stderr)
+    if not os.path.exists(_SYSLOG):
+        return logging.NullHandler()
+    handler = logging.handlers.SysLogHandler(_SYSLOG, logging.handlers.SysLogHandler.LOG_DAEMON)
+    handler.ident = f"layerfs[{os.getpid()}]: "
+    return handler
+
+
+class _TextFormatter(logging.Formatter):
+    """`2026-11-23T00:12:51.123Z INFO layerfs.daemon: message`; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name is the standard library's)
+        # Whatever got into a message unquoted, it cannot start a line of its own or reach a terminal as a command.
+        return _CONTROL.sub(lambda match: repr(match.group())[1:-1], super().formatMessage(record))
+
+
+def _text_formatter() -> logging.Formatter:
+    return _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+def _json_formatter() -> logging.Formatter:
+    return JsonFormatter(
+        "%(asctime)s %(levelname)s %(name)s %(message)s",
+        rename_fields={"asctime": "time", "levelname": "level", "name": "logger", "exc_info": "traceback"},
+    )
+
+
+def _in_utc(formatter: logging.Formatter) -> logging.Formatter:
+    formatter.converter = time.gmtime
+    formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
+    formatter.default_msec_format = "%s.%03dZ"
+    return formatter
