@@ -168,6 +168,12 @@ class UnsupportedByDriver(DriverError):
     what = "not supported by this storage"
 
 
+class UnknownSource(DriverError):
+    """No driver for such a source of storage, or what that driver needs is not installed."""
+
+    what = "cannot open storage"
+
+
 # --- registry ------------------------------------------------------------------------------------------------
 
 

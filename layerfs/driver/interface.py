@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import ClassVar, NewType, Self, TypeAlias, TypeVar
+from typing import NewType, Self, TypeAlias, TypeVar
 
 from layerfs.errors import DriverError, InvalidPath
 
@@ -33,6 +33,7 @@ ContentVersion = NewType("ContentVersion", object)
 
 _Result = TypeVar("_Result")
 
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
 _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
 
 
@@ -45,6 +46,11 @@ def check_path(path: str) -> str:
     if "/./" in f"{path}/" or "/../" in f"{path}/":
         raise InvalidPath(path[:300], "'.' and '..' are not components")
     return path
+
+
+def is_component(name: str) -> bool:
+    """Whether a path that `check_path` accepts can have `name` in it; drivers list no other names."""
+    return name not in {".", ".."} and bool(_COMPONENT.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What is at a path. `size` is in bytes, 0 for a directory; `modified_at` in nanoseconds since 1970, 0 if unknown."""
+    """What is at a path. `size` in bytes, 0 for a directory; `modified_at` in nanoseconds since 1970, 0 if unknown."""
 
     path: str
     is_directory: bool
@@ -115,7 +121,7 @@ class FileReader(ABC):
 
 
 class FileWriter(ABC):
-    """The one writer that this process has on a file. `size` is in bytes and includes all that `write` has returned for.
+    """The one writer that this process has on a file. `size`, in bytes, includes all that `write` has returned for.
 
     Appending is all that every backend can; `write_at` and `truncate` raise `UnsupportedByDriver` elsewhere
     (`Capabilities.random_writes`), and then nothing has changed.
@@ -152,7 +158,7 @@ class FileWriter(ABC):
 
 
 class SealedFile(ABC):
-    """A file that nobody can change any more, to be verified and then published: what is read here is what is published.
+    """A file that nobody can change any more, to be verified, then published: what is read here is what is published.
 
     If no other way can keep foreign writers out, it is a private copy. Made by `StorageDriver.seal`; an async context
     manager that unseals the file on leaving, unless it was published.
@@ -198,7 +204,7 @@ class StorageDriver(ABC):
     """Bytes at absolute paths. Raises `InvalidPath` before anything else where a path is malformed."""
 
     #: The name that distribution gives this kind of driver, or the URL scheme.
-    name: ClassVar[str]
+    name: str
     capabilities: Capabilities
 
     @abstractmethod
@@ -237,11 +243,11 @@ class StorageDriver(ABC):
 
     @abstractmethod
     async def move(self, source: str, destination: str) -> None:
-        """Moves a file over what is at `destination`. Raises `PathNotFound` for a missing source; nothing changed then."""
+        """Moves a file over the one at `destination`. Raises `PathNotFound` for a missing source, nothing changed."""
 
     @abstractmethod
     async def delete(self, path: str) -> None:
-        """Removes a file, or a directory with all in it (never what merely has the same prefix). Raises `PathNotFound`."""
+        """Removes a file, or a directory with all in it (not what only has the same prefix). Raises `PathNotFound`."""
 
     @abstractmethod
     async def make_directory(self, path: str) -> None:

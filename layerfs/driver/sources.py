@@ -1,0 +1,42 @@
+"""What a user writes as SOURCE, and the driver for it."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote, urlsplit
+
+from layerfs.driver.interface import StorageDriver
+from layerfs.driver.local import LocalDriver
+from layerfs.driver.memory import MemoryDriver
+from layerfs.errors import UnknownSource
+
+
+def open_driver(source: str, *, create: bool = False) -> StorageDriver:
+    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), or another URL that fsspec knows.
+
+    `create` makes a local directory that is missing. Raises `UnknownSource`, or what the driver raises if it cannot
+    reach its storage.
+    """
+    if "://" not in source:
+        return LocalDriver(_given(source, source), create=create)
+    scheme = source.partition("://")[0].lower()
+    if scheme == "file":
+        return LocalDriver(_given(_file_url_path(source), source), create=create)
+    if scheme == "memory":
+        return MemoryDriver()
+    # Not before it is needed: it takes as long to import as all the rest.
+    from layerfs.driver.fsspec import FsspecDriver
+
+    return FsspecDriver(source)
+
+
+def _given(path: str, source: str) -> str:
+    if not path:
+        raise UnknownSource(source, "no directory given")
+    return path
+
+
+def _file_url_path(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.netloc not in {"", "localhost"}:
+        raise UnknownSource(url, f"file://{parts.netloc}/ is on another host; write file:///path")
+    return unquote(parts.path)
