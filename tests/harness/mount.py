@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -109,7 +109,8 @@ class Mount:
 
     def start(self) -> Self:
         """Returns when the daemon has reported that it is ready."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # also of a dead mount, about which nothing can be asked
+            os.makedirs(self.path)
         _LIVE.add(self)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             address = self._directory / "notify"
