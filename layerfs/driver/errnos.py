@@ -29,6 +29,8 @@ from layerfs.errors import (
 _BY_NUMBER: Final[dict[int, type[DriverError]]] = {
     errno.ENOENT: PathNotFound,
     errno.ENOTDIR: PathNotFound,
+    # A file stands where a directory should be made; nothing else here asks for what must not exist.
+    errno.EEXIST: PathNotFound,
     errno.EACCES: AccessDenied,
     errno.EPERM: AccessDenied,
     errno.EROFS: StorageReadOnly,
@@ -48,6 +50,7 @@ _BY_NUMBER: Final[dict[int, type[DriverError]]] = {
 _BY_TYPE: Final[tuple[tuple[type[OSError], type[DriverError]], ...]] = (
     (FileNotFoundError, PathNotFound),
     (NotADirectoryError, PathNotFound),
+    (FileExistsError, PathNotFound),
     (IsADirectoryError, NotRegularFile),
     (PermissionError, AccessDenied),
 )

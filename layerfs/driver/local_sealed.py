@@ -41,7 +41,7 @@ from layerfs.errors import ContentChanged
 COPY_CHUNK: Final = 32 << 20
 
 #: Seconds that letting go of a file may take when its user was cancelled.
-_RELEASE_DEADLINE: Final = 10
+RELEASE_DEADLINE: Final = 10
 
 
 async def seal(root: Root, path: str, limiter: trio.CapacityLimiter) -> SealedFile:
@@ -129,7 +129,7 @@ class _CopiedFile(_LocalSealedFile):
 
     async def release(self) -> None:
         # Removing a large file takes a while. Also when cancelled: nothing would remove it later.
-        with trio.move_on_after(_RELEASE_DEADLINE, shield=True):
+        with trio.move_on_after(RELEASE_DEADLINE, shield=True):
             await in_thread(self._limiter, self._scratch.discard)
 
 
