@@ -1,0 +1,138 @@
+"""Every system call that changes storage fails once, with EIO and with ENOSPC: no client is told that all is well.
+
+As for the crash points, the calls are found by watching. A client that gets no error was told the truth: what it asked
+for is in storage, right and complete. Seen to fail: `test_a_second_fsync_is_found`, with a daemon that asks again after
+fsync has failed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+
+import pytest
+from harness.bounded import Outcome, attempt
+from harness.phases import PHASES, Phase
+from harness.planted import plant
+from harness.repository import MountedRepository
+from harness.strace import Call, fail_always, fail_at
+from harness.tolerance import forgive_refusals
+from test_crash_points import BY_NAME, Laboratory
+
+ERRORS = ("EIO", "ENOSPC")
+
+#: Calls tried per phase and errno where there is little time.
+SAMPLE = 5
+
+#: What may be said to a client whose change failed. EAGAIN and EINTR would make it try again for ever.
+HONEST = {"EIO", "ENOSPC", "ok"}
+
+#: A missing hash state costs time, nothing else, so a failure to write one need not be told. The same goes for what
+#: merely hurries things along, and for a lease, without which the file is copied.
+_DISPENSABLE = re.compile(r"hashstates|^sync_file_range|^fcntl|^f?chown")
+
+
+class FailingCalls:
+    """The phase, done once for each call and errno, on one mount that must survive it all."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self._laboratory = laboratory
+        self.injected = 0
+        self.tried = 0
+        self.problems: list[str] = []
+
+    def run(self, sample: int | None) -> None:
+        calls = [call for call in self._laboratory.calls() if call.is_reachable and not call.is_answer]
+        for error in ERRORS:
+            chosen = calls
+            if sample is not None:
+                chosen = random.Random(f"{self._laboratory.phase.name} {error}").sample(calls, min(sample, len(calls)))
+            for call in chosen:
+                self._fail(call, error)
+
+    def _fail(self, call: Call, error: str) -> None:
+        self.tried += 1
+        mount = self._laboratory.mount
+        repository = self._laboratory.repository()
+        with fail_at(mount.process.pid, call, error) as strace:
+            outcome = attempt(self._laboratory.phase.act, repository, seconds=20)
+        self.injected += bool(strace.injected)
+        found = self._judge(outcome, strace.injected, repository)
+        if not mount.is_alive:
+            found.append(f"the daemon died with {mount.process.poll()}")
+            mount.remount()
+        found += self._laboratory.problems(repository)
+        self.problems += [f"{error} at {call}: {problem}" for problem in found]
+
+    def _judge(self, outcome: Outcome, injected: list[str], repository: MountedRepository) -> list[str]:
+        if outcome.name not in HONEST:
+            return [f"the client got {outcome.name}"]
+        if not outcome.is_ok:
+            return []
+        undone = attempt(self._laboratory.phase.undone, repository)
+        found = [f"said to be done, but {undone.value or undone.name}"] if undone.value or not undone.is_ok else []
+        return found + [
+            f"said to be durable although it failed: {line}"
+            for line in injected
+            if "sync(" in line and not _DISPENSABLE.search(line.partition(" ")[2])
+        ]
+
+
+def fail_each(phase: Phase, directory: Path, sample: int | None) -> FailingCalls:
+    with Laboratory(phase, directory) as laboratory:
+        result = FailingCalls(laboratory)
+        result.run(sample)
+        forgive_refusals(laboratory.mount)
+        laboratory.mount.check_log()
+        laboratory.mount.stop()
+    return result
+
+
+@pytest.mark.parametrize("name", ["upload-fsync", "append", "commit", "create-by-digest", "cancel", "link"])
+def test_some_calls_fail(name: str, tmp_path: Path, watchdog: None) -> None:
+    """A few of its calls, always the same ones."""
+    result = fail_each(BY_NAME[name], tmp_path, SAMPLE)
+    assert result.problems == []
+    assert result.injected >= result.tried / 2
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_call_fails(name: str, tmp_path: Path, watchdog: None) -> None:
+    """Each of its calls, as far as strace can tell them apart."""
+    result = fail_each(BY_NAME[name], tmp_path, None)
+    assert result.problems == []
+    assert result.injected >= 0.8 * result.tried
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_disk_that_always_fails(error: str, tmp_path: Path, watchdog: None) -> None:
+    """While fsync never succeeds nothing is acknowledged, nothing is damaged, and afterwards everything works."""
+    for phase in PHASES:
+        if phase.name not in ("upload-fsync", "commit", "mkdir", "link"):
+            continue
+        with Laboratory(phase, tmp_path / phase.name) as laboratory:
+            repository = laboratory.repository()
+            with fail_always(laboratory.mount.process.pid, ("fsync", "fdatasync"), error) as strace:
+                assert attempt(phase.act, repository, seconds=20).name == error
+                # Asking again does not help: what the kernel could not write is lost.
+                assert attempt(phase.act, repository, seconds=20).name == error
+            assert strace.injected
+            assert laboratory.problems(repository) == []
+            assert laboratory.mount.is_alive
+            forgive_refusals(laboratory.mount)
+            laboratory.mount.check_log()
+
+
+def test_a_second_fsync_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watchdog: None) -> None:
+    """A daemon that calls fsync again after it failed, and believes it, is found: the check can fail."""
+    plant("fsync again", tmp_path / "planted", monkeypatch)
+    phase = BY_NAME["upload-fsync"]
+    with Laboratory(phase, tmp_path) as laboratory:
+        result = FailingCalls(laboratory)
+        for call in laboratory.calls():
+            if call.name == "fsync" and "/data>" in call.text:
+                result._fail(call, "EIO")
+    assert any("said to be durable" in problem for problem in result.problems)

@@ -1,0 +1,118 @@
+"""The power goes at a random moment: whatever was acknowledged is there afterwards, and nothing half-done is visible.
+
+Storage is on a file system of its own, which is shut down without writing its journal while clients upload and commit.
+What the clients were told is in a journal on another disk. Seen to fail: `test_a_daemon_without_fsync_is_found` runs
+the same check on a daemon whose fsync does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Self
+
+import pytest
+from harness.bounded import attempt
+from harness.damage import damage, wrong_layers
+from harness.loopfs import LoopFilesystem
+from harness.mount import Mount
+from harness.planted import plant, unplant
+from harness.storage import Storage
+from harness.tolerance import forgive_refusals
+from harness.workload import Journal, broken_promises, read_journal, start_client
+
+CLIENTS = 3
+
+#: Another moment in every run; the seed is in the name of the test's first line of output.
+SEED = int(os.environ.get("LAYERFS_SEED") or time.time_ns() % 1_000_000)
+
+
+class Machine:
+    """Storage on a disk of its own, a mount of it, and what became of each power cut."""
+
+    def __init__(self, disk: LoopFilesystem, directory: Path) -> None:
+        self.disk = disk
+        self.storage = Storage.create(disk.path / "registry")
+        os.sync()
+        self.acknowledged = 0
+        self._directory = directory
+        self._mount = Mount(self.storage.root, directory / "mnt")
+
+    def __enter__(self) -> Self:
+        self._mount.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._mount.clean_up()
+
+    def cut(self, number: int, dice: random.Random) -> list[str]:
+        """Clients work, the power goes, the machine starts again: what is wrong then."""
+        repository = f"cut/{number}"
+        (self._mount.path / repository).mkdir(parents=True)
+        journal = self._directory / f"journal-{number}"
+        clients = [
+            start_client(self._mount.path / repository, f"{SEED}-{number}-{client}", journal)
+            for client in range(CLIENTS)
+        ]
+        time.sleep(dice.uniform(0.4, 1.5))  # the moment is what the test is about
+        cut_at = time.time()
+        self.disk.cut_power()
+        for client in clients:
+            client.wait(20)
+        promised = read_journal(journal)
+        self._mount.stop()
+        forgive_refusals(self._mount)
+        self._mount.check_log()
+        self.disk.restore_power()
+        self.acknowledged += promised.acknowledged
+        return [*_early_failures(promised, cut_at), *self._look_around(repository, promised)]
+
+    def _look_around(self, repository: str, promised: Journal) -> list[str]:
+        problems = damage(self.storage)
+        self._mount.remount()
+        for check, *arguments in ((broken_promises, promised.promises), (wrong_layers,)):
+            seen = attempt(check, self._mount.path / repository, *arguments, seconds=60)
+            problems += seen.value if seen.is_ok else [f"{check.__name__}: {seen.name}"]
+        return problems + damage(self.storage)
+
+
+def _early_failures(promised: Journal, cut_at: float) -> list[str]:
+    return [f"before the power went: {event}" for event in promised.failures if event["time"] < cut_at]
+
+
+def _cut_often(kind: str, times: int, directory: Path) -> tuple[list[str], int]:
+    print(f"LAYERFS_SEED={SEED}")
+    dice = random.Random(SEED)
+    problems: list[str] = []
+    with LoopFilesystem(directory / kind, kind) as disk, Machine(disk, directory) as machine:
+        for number in range(times):
+            problems += [f"cut {number}: {problem}" for problem in machine.cut(number, dice)]
+        return problems, machine.acknowledged
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_power_cuts(kind: str, tmp_path: Path, watchdog: None) -> None:
+    """After each of a few cuts all that was acknowledged is there, right, and can be gone on with."""
+    problems, acknowledged = _cut_often(kind, 4, tmp_path)
+    assert problems == []
+    assert acknowledged > 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_a_hundred_power_cuts(kind: str, tmp_path: Path, watchdog: None) -> None:
+    """The same a hundred times."""
+    problems, acknowledged = _cut_often(kind, 100, tmp_path)
+    assert problems == []
+    assert acknowledged >= 2500
+
+
+def test_a_daemon_without_fsync_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watchdog: None) -> None:
+    """With fsync doing nothing the check finds what was lost: it can fail."""
+    plant("no fsync", tmp_path / "planted", monkeypatch)
+    with LoopFilesystem(tmp_path / "disk") as disk, Machine(disk, tmp_path) as machine:
+        unplant(monkeypatch)
+        assert machine.cut(0, random.Random(SEED)) != []
