@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from layerfs.driver.interface import Entry, StorageDriver
-from layerfs.errors import NotARegistry, PathNotEmpty, PathNotFound, RepositoryNotEmpty, RepositoryUnknown
+from layerfs.errors import NotARegistry, NotRegularFile, PathNotEmpty, PathNotFound, RepositoryNotEmpty, RepositoryUnknown
 from layerfs.names import check_repository_name, check_stored_repository_name, is_stored_component
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layers import LayerService
@@ -72,6 +72,13 @@ class Registry:
         """Raises `InvalidRepositoryName` only for what no registry stores; creating is stricter."""
         check_stored_repository_name(name)
         return Repository(name, LayerService(name, self.driver, self.blobs, self._uploads))
+
+    async def has_directory(self, name: str) -> bool:
+        """Whether `name` is a repository or the beginning of one's name, in storage that has directories an empty one."""
+        try:
+            return (await self.driver.stat(RepositoryDirectory(name).path)).is_directory
+        except (PathNotFound, NotRegularFile):
+            return False
 
     async def list(self, name: str) -> Listing:
         """What is directly below a repository or the beginning of repository names; "" is the top.

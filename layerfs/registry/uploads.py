@@ -342,6 +342,13 @@ class LayerUpload:
                 self._reader = await self._driver.open(self._directory.data)
             return await self._reader.read(offset, length)
 
+    async def open_reader(self) -> FileReader:
+        """The bytes that are in storage now, to be closed by the caller. Raises `LayerUploadUnknown`."""
+        try:
+            return await self._driver.open(self._directory.data)
+        except PathNotFound as error:
+            raise LayerUploadUnknown(self.name, self.uuid) from error
+
     async def hash_stored(self) -> None:
         """Lets the hash catch up with what was in storage before, while more is being written.
 

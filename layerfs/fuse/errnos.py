@@ -1,0 +1,82 @@
+"""The one table of what error is which errno. A test checks that every class of `layerfs.errors` has a row.
+
+A class without a row of its own takes that of its nearest base class; only base classes that nothing raises itself
+may lack one.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from layerfs import errors
+
+ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
+    # values
+    errors.InvalidName: errno.EINVAL,
+    errors.InvalidRepositoryName: errno.EINVAL,
+    errors.InvalidTag: errno.EINVAL,
+    errors.InvalidUploadId: errno.EINVAL,
+    errors.InvalidUploadName: errno.EINVAL,
+    errors.InvalidDigest: errno.EINVAL,
+    errors.InvalidDigestFormat: errno.EINVAL,
+    errors.InvalidDigestLength: errno.EINVAL,
+    errors.UnsupportedDigestAlgorithm: errno.EINVAL,
+    # storage driver
+    errors.DriverError: errno.EIO,
+    errors.PathNotFound: errno.ENOENT,
+    errors.InvalidPath: errno.EINVAL,
+    errors.InvalidOffset: errno.EINVAL,
+    errors.NotRegularFile: errno.EIO,
+    errors.PathNotEmpty: errno.ENOTEMPTY,
+    errors.ContentTooLarge: errno.EFBIG,
+    errors.ShortRead: errno.EIO,
+    errors.ContentChanged: errno.EBUSY,
+    errors.StorageFull: errno.ENOSPC,
+    errors.AccessDenied: errno.EACCES,
+    errors.StorageReadOnly: errno.EROFS,
+    errors.BackendFailure: errno.EIO,
+    errors.TooManyOpenFiles: errno.EMFILE,
+    errors.UnsupportedByDriver: errno.EOPNOTSUPP,
+    errors.UnknownSource: errno.EINVAL,
+    # registry
+    errors.NotARegistry: errno.EINVAL,
+    errors.RepositoryUnknown: errno.ENOENT,
+    errors.RepositoryNotEmpty: errno.ENOTEMPTY,
+    errors.BlobUnknown: errno.ENOENT,
+    errors.LinkInvalid: errno.EIO,
+    errors.LinkMismatch: errno.EIO,
+    errors.LayerUnknown: errno.ENOENT,
+    errors.LayerExists: errno.EEXIST,
+    errors.LayerUploadUnknown: errno.ENOENT,
+    errors.LayerUploadInvalid: errno.EINVAL,
+    errors.LayerUploadBusy: errno.EBUSY,
+    errors.LayerInvalidDigest: errno.EBADMSG,
+    errors.LayerInvalidLength: errno.EINVAL,
+    errors.LayerTarSumVersionUnsupported: errno.EINVAL,
+    errors.LayerClosed: errno.EBADF,
+    # view
+    errors.NoSuchEntry: errno.ENOENT,
+    errors.EntryExists: errno.EEXIST,
+    errors.NotPermitted: errno.EPERM,
+    errors.ReadOnlyMount: errno.EROFS,
+    errors.IsDirectory: errno.EISDIR,
+    errors.IsNotDirectory: errno.ENOTDIR,
+    errors.InvalidArgument: errno.EINVAL,
+    errors.NameTooLong: errno.ENAMETOOLONG,
+    errors.UploadLimit: errno.EDQUOT,
+    errors.HandleLimit: errno.EMFILE,
+    errors.BadHandle: errno.EBADF,
+    errors.StaleInode: errno.ESTALE,
+    errors.UnknownAttribute: errno.ENODATA,
+    errors.UnsupportedAttribute: errno.EOPNOTSUPP,
+    errors.DeadlineExceeded: errno.ETIMEDOUT,
+}
+
+
+def errno_of(error: errors.LayerfsError) -> int:
+    """The errno that a client gets for `error`."""
+    for kind in type(error).__mro__:
+        if kind in ERRNOS:
+            return ERRNOS[kind]
+    return errno.EIO

@@ -1,0 +1,106 @@
+"""The guard around every FUSE handler: exceptions become errnos, operations end, failures leave a trace.
+
+pyfuse3 ends the whole mount when a handler raises anything but `FUSEError`, so the guard is put on by the class itself:
+a handler that is added to a subclass of `GuardedOperations` has it, whether or not its author thought of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from layerfs.errors import DeadlineExceeded, LayerfsError
+from layerfs.fuse.errnos import errno_of
+
+#: One line for every operation that failed with anything but ENOENT.
+log = logging.getLogger("layerfs.operations")
+
+#: Handlers without a deadline of their own: `forget` and `getxattr` never wait, `read` sets one when it has to.
+_NO_DEADLINE: Final = frozenset({"forget", "getxattr", "listxattr", "setxattr", "removexattr", "access", "read"})
+
+#: Answers that are not failures: programs ask for names and attributes to see whether they are there.
+_ORDINARY: Final = frozenset({errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP})
+
+#: What an operator should look at; the rest is a client's mistake.
+_SERIOUS: Final = frozenset({errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT, errno.EMFILE, errno.EDQUOT})
+
+
+class GuardedOperations(pyfuse3.Operations):
+    """Base of the FUSE handlers. `describe` and `record` are for the subclass to say where a failure happened."""
+
+    operation_timeout: float
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name, handler in list(vars(cls).items()):
+            if name in vars(pyfuse3.Operations) and inspect.iscoroutinefunction(handler):
+                setattr(cls, name, _guarded(name, handler))
+
+    def count(self, operation: str) -> None:
+        """Called before every operation."""
+
+    def describe(self, operation: str, arguments: tuple[Any, ...]) -> str:
+        """The path that an operation is about, for messages; must not raise."""
+        raise NotImplementedError
+
+    def record(self, operation: str, path: str, error: str, reason: str) -> None:
+        """Keeps a failure where users can see it; must not raise."""
+        raise NotImplementedError
+
+
+def _guarded(name: str, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(handler)
+    async def guarded(self: GuardedOperations, *arguments: Any) -> Any:
+        self.count(name)
+        try:
+            return await handler(self, *arguments)
+        except LayerfsError as error:
+            raise failure(self, name, arguments, error) from error
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            log.exception("%s: unexpected %s", name, type(error).__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    @functools.wraps(handler)
+    async def guarded_with_deadline(self: GuardedOperations, *arguments: Any) -> Any:
+        with trio.move_on_after(self.operation_timeout):
+            return await guarded(self, *arguments)
+        error = DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
+        raise failure(self, name, arguments, error)
+
+    if name == "forget":
+        return _silent(handler)
+    return guarded if name in _NO_DEADLINE else guarded_with_deadline
+
+
+def _silent(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(handler)
+    async def silent(self: GuardedOperations, *arguments: Any) -> None:
+        try:
+            await handler(self, *arguments)
+        except Exception:
+            log.exception("forget: ignored")
+
+    return silent
+
+
+def failure(
+    operations: GuardedOperations, operation: str, arguments: tuple[Any, ...], error: LayerfsError
+) -> pyfuse3.FUSEError:
+    """The errno for `error`, which is logged and recorded unless it is an ordinary answer."""
+    number = errno_of(error)
+    if number not in _ORDINARY:
+        name = errno.errorcode[number]
+        path = operations.describe(operation, arguments)
+        level = logging.WARNING if number in _SERIOUS else logging.INFO
+        log.log(level, "%s %r: %s: %s", operation, path, name, error, extra={"operation": operation, "path": path})
+        operations.record(operation, path, name, str(error))
+    return pyfuse3.FUSEError(number)

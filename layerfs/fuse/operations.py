@@ -1,0 +1,246 @@
+"""The FUSE handlers: the kernel's arguments in, attributes and errnos out. The rules are in `layerfs.view`."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+
+from layerfs.errors import DeadlineExceeded, InvalidArgument, NotPermitted
+from layerfs.fuse.guard import GuardedOperations
+from layerfs.view.nodes import Attributes, DirectoryEntry, Handle, HandleId, Ino
+from layerfs.view.tree import Tree
+
+#: `statfs` where nobody knows how full the storage is: a lot of blocks of this many bytes, and nothing about files.
+_BLOCK_SIZE: Final = 4096
+_MANY_BLOCKS: Final = 1 << 40
+
+#: Handlers whose first argument is a handle, for messages.
+_BY_HANDLE: Final = frozenset({"read", "write", "flush", "fsync", "release"})
+_BY_DIRECTORY_HANDLE: Final = frozenset({"readdir", "releasedir", "fsyncdir"})
+
+
+class Operations(GuardedOperations):
+    """pyfuse3's view of a `Tree`.
+
+    All of pyfuse3's defaults that answer ENOSYS are replaced, because the kernel remembers an ENOSYS for the life of
+    the mount.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(self, tree: Tree, *, operation_timeout: float) -> None:
+        super().__init__()
+        self.operation_timeout = operation_timeout
+        self._tree = tree
+        self._calls = tree.calls
+        self._uid = tree.options.uid
+        self._gid = tree.options.gid
+
+    # --- for the guard -----------------------------------------------------------------------------------------------
+
+    def count(self, operation: str) -> None:
+        self._calls[operation] = self._calls.get(operation, 0) + 1
+
+    def describe(self, operation: str, arguments: tuple[Any, ...]) -> str:
+        if operation in _BY_HANDLE:
+            return self._tree.path_of_handle(arguments[0])
+        if operation in _BY_DIRECTORY_HANDLE or operation == "statfs":
+            return "/"
+        if operation == "link":
+            return self._tree.path_of(arguments[1], arguments[2])
+        if operation == "rename":
+            old, new = self._tree.path_of(*arguments[0:2]), self._tree.path_of(*arguments[2:4])
+            return f"{old} -> {new}"
+        name = arguments[1] if isinstance(arguments[1], bytes) and not operation.endswith("xattr") else None
+        return self._tree.path_of(arguments[0], name)
+
+    def record(self, operation: str, path: str, error: str, reason: str) -> None:
+        self._tree.record_failure(operation, path, error, reason)
+
+    # --- names and attributes ----------------------------------------------------------------------------------------
+
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(*await self._tree.lookup(Ino(parent), name))
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, lookups in inode_list:
+            self._tree.forget(Ino(ino), lookups)
+
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(Ino(inode), await self._tree.attributes(Ino(inode)))
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        ino = Ino(inode)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            self._tree.check_ownership_change(ino)
+        if fields.update_size:
+            await self._tree.truncate(ino, None if fh is None else HandleId(fh), attr.st_size)
+        return self._entry(ino, await self._tree.attributes(ino))
+
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return self._tree.may_access(Ino(inode), mode)
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self._tree.extended_attribute(Ino(inode), name)
+
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return self._tree.extended_attribute_names(Ino(inode))
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        self._tree.check_attribute_change(name)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._tree.check_attribute_change(name)
+
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        raise InvalidArgument(f"{self._tree.path_of(Ino(inode))} is no symbolic link")
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        usage = await self._tree.usage()
+        result = StatvfsData()
+        result.f_bsize = result.f_frsize = usage.block_size if usage else _BLOCK_SIZE
+        result.f_blocks = usage.total_bytes // usage.block_size if usage else _MANY_BLOCKS
+        result.f_bfree = usage.free_bytes // usage.block_size if usage else _MANY_BLOCKS
+        result.f_bavail = usage.available_bytes // usage.block_size if usage else _MANY_BLOCKS
+        result.f_files = usage.total_files if usage else 0
+        result.f_ffree = result.f_favail = usage.free_files if usage else 0
+        result.f_namemax = 255
+        return result
+
+    # --- changes of directories ----------------------------------------------------------------------------------------
+
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(*await self._tree.make_directory(Ino(parent_inode), name))
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._tree.remove_directory(Ino(parent_inode), name)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._tree.remove(Ino(parent_inode), name)
+
+    async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(*await self._tree.link(Ino(inode), Ino(new_parent), new_name))
+
+    async def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise InvalidArgument("files here cannot be exchanged")
+        replace = not flags & pyfuse3.RENAME_NOREPLACE
+        await self._tree.rename(Ino(parent_old), name_old, Ino(parent_new), name_new, replace=replace)
+
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        raise NotPermitted("symbolic links cannot be made here")
+
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        if not stat.S_ISREG(mode):
+            raise NotPermitted("only regular files can be made here")
+        ino, attributes, number, _ = await self._tree.create(Ino(parent_inode), name, 0)
+        await self._tree.release(number)
+        return self._entry(ino, attributes)
+
+    # --- files -----------------------------------------------------------------------------------------------------------
+
+    async def create(
+        self,
+        parent_inode: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        ino, attributes, number, handle = await self._tree.create(Ino(parent_inode), name, flags)
+        return _file_info(number, handle), self._entry(ino, attributes)
+
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        return _file_info(*await self._tree.open(Ino(inode), flags))
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        handle = self._tree.handle(HandleId(fh))
+        content = handle.read_nowait(off, size)
+        if content is not None:
+            # Sent to the kernel before anything else runs: the buffer may be used again after that.
+            return cast(bytes, content)
+        with trio.move_on_after(self.operation_timeout):
+            return await handle.read(off, size)
+        raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._tree.handle(HandleId(fh)).write(off, buf)
+
+    async def flush(self, fh: int) -> None:
+        await self._tree.handle(HandleId(fh)).flush()
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._tree.handle(HandleId(fh)).synchronize()
+
+    async def release(self, fh: int) -> None:
+        await self._tree.release(HandleId(fh))
+
+    # --- directories -------------------------------------------------------------------------------------------------------
+
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return await self._tree.open_directory(Ino(inode))
+
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        entries = self._tree.directory(HandleId(fh)).entries
+        for position in range(start_id, len(entries)):
+            entry = entries[position]
+            ino = self._tree.ino_of(entry)
+            if not pyfuse3.readdir_reply(token, entry.name, self._reply_of(ino, entry), position + 1):
+                self._tree.not_told(ino)
+                return
+            self._tree.told(ino, entry)
+
+    async def releasedir(self, fh: int) -> None:
+        self._tree.release_directory(HandleId(fh))
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Changes of directories are durable when they return."""
+
+    # --- conversions ---------------------------------------------------------------------------------------------------------
+
+    def _reply_of(self, ino: Ino, entry: DirectoryEntry) -> EntryAttributes:
+        """What a listed entry is to the kernel. Made once for as long as the listing is kept."""
+        reply = entry.reply
+        if not isinstance(reply, EntryAttributes) or reply.st_ino != ino:
+            reply = entry.reply = self._entry(ino, entry.attributes)
+        return reply
+
+    def _entry(self, ino: Ino, attributes: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = ino
+        entry.entry_timeout = attributes.entry_timeout
+        entry.attr_timeout = attributes.attribute_timeout
+        entry.st_mode = attributes.mode
+        entry.st_nlink = attributes.links
+        entry.st_uid = self._uid
+        entry.st_gid = self._gid
+        entry.st_size = attributes.size
+        entry.st_blocks = (attributes.size + 511) // 512
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.modified_at
+        return entry
+
+
+def _file_info(number: HandleId, handle: Handle) -> FileInfo:
+    # What is not direct is immutable, so its pages are as good after the next open.
+    return FileInfo(fh=number, direct_io=handle.direct, keep_cache=not handle.direct)

@@ -1,0 +1,106 @@
+"""A FUSE session: mounting a `Tree`, serving it, ending it. One for each process, as pyfuse3 has it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from typing import Final
+
+import pyfuse3
+
+from layerfs.errors import LayerfsError
+from layerfs.fuse.operations import Operations
+from layerfs.view.tree import Tree
+
+_log = logging.getLogger(__name__)
+
+#: KiB that the kernel reads ahead on the mount; with its default of 128 every request is an eighth of what it can be.
+_READ_AHEAD_KIB: Final = 1024
+
+#: Requests that are handled at once; more wait in the kernel.
+_MAX_REQUESTS: Final = 64
+
+
+class MountFailed(LayerfsError):
+    """The kernel or fusermount3 refused to mount."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """`source_name` is what the table of mounts shows; `operation_timeout` is in seconds."""
+
+    source_name: str
+    allow_other: bool = False
+    read_only: bool = False
+    operation_timeout: float = 60.0
+
+
+class Session:
+    """The mount of `tree` on `mountpoint`."""
+
+    def __init__(self, tree: Tree, mountpoint: str, options: SessionOptions) -> None:
+        self._operations = Operations(tree, operation_timeout=options.operation_timeout)
+        self._mountpoint = mountpoint
+        self._options = options
+        self._mounted = False
+
+    def mount(self) -> None:
+        """Mounts, so that requests begin to wait for `run`. Raises `MountFailed`."""
+        try:
+            pyfuse3.init(self._operations, self._mountpoint, _mount_options(self._options))
+        except RuntimeError as error:
+            raise MountFailed(
+                f"cannot mount on {self._mountpoint!r}: {error}. Is /dev/fuse there, and for an ordinary user "
+                "fusermount3 (package fuse3)?"
+            ) from error
+        self._mounted = True
+        _raise_read_ahead(self._mountpoint)
+
+    async def run(self) -> None:
+        """Answers requests until `stop` is called or the file system is unmounted; what has begun is finished."""
+        await pyfuse3.main(min_tasks=1, max_tasks=_MAX_REQUESTS)
+
+    def stop(self) -> None:
+        """Makes `run` return when the requests under way are answered."""
+        pyfuse3.terminate()
+
+    def close(self) -> None:
+        """Unmounts, if that has not been done from outside. May be called again."""
+        if self._mounted:
+            self._mounted = False
+            pyfuse3.close(unmount=True)
+
+
+def _mount_options(options: SessionOptions) -> set[str]:
+    # libfuse splits the options at commas, and fusermount3 escapes for the table of mounts itself.
+    name = options.source_name.replace("\\", "\\\\").replace(",", "\\,")
+    chosen = {f"fsname={name}", "subtype=layerfs", "nosuid", "nodev", "noatime"}
+    if options.read_only:
+        chosen.add("ro")
+    if options.allow_other:
+        # Others are let in, so the kernel has to hold them to the modes. A mount for one user needs no such check, and
+        # without it a refused write can say that it is EPERM for everyone.
+        chosen |= {"allow_other", "default_permissions"}
+    return chosen
+
+
+def _raise_read_ahead(mountpoint: str) -> None:
+    """Lets the kernel ask for more at a time, where this process may (root, and sysfs is writable)."""
+    device = _device_of(mountpoint)
+    if device is not None:
+        with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
+            setting.write(str(_READ_AHEAD_KIB))
+
+
+def _device_of(mountpoint: str) -> str | None:
+    """`major:minor` of the newest mount on `mountpoint`, by the kernel's table: a stat would wait for ourselves."""
+    wanted = os.path.abspath(mountpoint).encode(errors="surrogateescape")
+    found = None
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            fields = line.split()
+            if fields[4].decode("unicode_escape").encode("latin-1") == wanted:
+                found = fields[2].decode()
+    return found

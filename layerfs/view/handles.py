@@ -1,0 +1,60 @@
+"""The handle table: which files and directories are open, and no more than so many of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from layerfs.errors import BadHandle, HandleLimit
+from layerfs.view.nodes import DirectoryEntry, Handle, HandleId
+
+_Open = TypeVar("_Open", Handle, "DirectorySnapshot")
+
+
+class DirectorySnapshot:
+    """An open directory: what it held when it was opened, so that a listing in pieces is one listing."""
+
+    def __init__(self, path: str, entries: Sequence[DirectoryEntry]) -> None:
+        self.path = path
+        self.entries = entries
+
+
+class HandleTable(Generic[_Open]):
+    """Open things by number, at most `limit` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._open: dict[HandleId, _Open] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def check_room(self) -> None:
+        """Raises `HandleLimit` when there are as many as there may be; ask before opening anything."""
+        if len(self._open) >= self._limit:
+            raise HandleLimit(f"{self._limit} files are open on this mount, as many as --max-handles allows")
+
+    def add(self, opened: _Open) -> HandleId:
+        """A number for something that was just opened."""
+        number = HandleId(self._next)
+        self._next += 1
+        self._open[number] = opened
+        return number
+
+    def get(self, number: HandleId) -> _Open:
+        """Raises `BadHandle` for one that is closed."""
+        opened = self._open.get(number)
+        if opened is None:
+            raise BadHandle(f"handle {number} is not open")
+        return opened
+
+    def pop(self, number: HandleId) -> _Open:
+        """Takes it out of the table. Raises `BadHandle`."""
+        opened = self.get(number)
+        del self._open[number]
+        return opened
+
+    def values(self) -> list[_Open]:
+        """All that are open."""
+        return list(self._open.values())

@@ -1,0 +1,103 @@
+"""`_layers`: the blobs linked into a repository, as read-only files named by their digests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Hashable, Sequence
+
+from layerfs.digest import Digest
+from layerfs.errors import InvalidArgument, InvalidDigest, LayerExists, NotPermitted
+from layerfs.registry import LayerService
+from layerfs.registry.paths import LAYERS
+from layerfs.view.layer_file import LayerFile
+from layerfs.view.live_uploads import LiveUploads
+from layerfs.view.nodes import (
+    Attributes,
+    Directory,
+    DirectoryEntry,
+    Handle,
+    Node,
+    directory_attributes,
+    no_entry,
+    not_a_digest,
+)
+from layerfs.view.state import MountState
+
+
+class LayersDirectory(Directory):
+    """A repository's `_layers`."""
+
+    def __init__(self, state: MountState, uploads: LiveUploads, repository: str) -> None:
+        self.path = f"{repository}/{LAYERS}"
+        self.repository = repository
+        self._state = state
+        self._uploads = uploads
+
+    @property
+    def key(self) -> Hashable:
+        return ("layers", self.repository)
+
+    async def attributes(self) -> Attributes:
+        state = self._state
+        return directory_attributes(
+            permissions=state.permissions(0o755), modified_at=state.mounted_at, timeout=state.options.metadata_ttl
+        )
+
+    def extended_attributes(self) -> dict[str, str]:
+        return {"repository": self.repository}
+
+    async def lookup(self, name: str) -> Node:
+        try:
+            digest = Digest.parse(name)
+        except InvalidDigest:
+            raise no_entry(self.path, name) from None
+        return LayerFile(self._state, self.repository, await self._service.stat(digest))
+
+    async def entries(self) -> Sequence[DirectoryEntry]:
+        listings = self._state.layer_listings
+        entries = listings.get(self.repository)
+        if entries is None:
+            began_at = time.monotonic()
+            nodes = [LayerFile(self._state, self.repository, info) for info in await self._service.list()]
+            entries = [DirectoryEntry(node.name.encode(), node, node.attributes_now()) for node in nodes]
+            listings.put(self.repository, began_at, entries)
+        return entries
+
+    async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
+        """An upload that is finished when it is closed, if its bytes are what its name says."""
+        self._state.check_writable()
+        digest = self._digest(name)
+        if await self._service.exists(digest):
+            raise LayerExists(self.repository, digest)
+        return await self._uploads.create_for(self.repository, digest, flags)
+
+    async def remove(self, name: str) -> None:
+        state = self._state
+        state.check_writable()
+        if not state.options.allow_delete:
+            raise NotPermitted(f"{self.path}/{name} can be removed only on a mount made with --allow-delete")
+        await self._service.delete(self._digest(name))
+        self._state.layer_listings.forget(self.repository)
+
+    async def link(self, node: Node, name: str) -> Node:
+        """A cross-repository mount: the blob gets a link here too."""
+        self._state.check_writable()
+        if not isinstance(node, LayerFile):
+            raise InvalidArgument(f"{node.path} is no layer: only layers can be linked into {self.path}")
+        digest = self._digest(name)
+        if digest not in (node.info.digest, node.info.blob.digest):
+            raise InvalidArgument(f"a layer keeps its name: link it as {node.name!r}, not as {name!r}")
+        info = await self._service.mount(node.repository, digest)
+        self._state.fresh_repositories.discard(self.repository)
+        self._state.layer_listings.forget(self.repository)
+        return LayerFile(self._state, self.repository, info)
+
+    @property
+    def _service(self) -> LayerService:
+        return self._state.service(self.repository)
+
+    def _digest(self, name: str) -> Digest:
+        try:
+            return Digest.parse(name)
+        except InvalidDigest as error:
+            raise not_a_digest(name, error) from error

@@ -1,0 +1,444 @@
+"""Uploads as files: the ones that this mount is writing, and how they are opened, written, finished and cancelled.
+
+An upload that was touched on this mount is *live*: its `LayerUpload` is kept, with the hash of what has been written,
+so that finishing it need not read it again. A live upload has at most one writing handle. Everything that is shown of
+an upload that nobody here is writing comes from storage, where others may be writing it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+import trio
+
+from layerfs.digest import EMPTY, Digest
+from layerfs.driver.interface import FileReader
+from layerfs.errors import (
+    BadHandle,
+    LayerfsError,
+    LayerUploadBusy,
+    LayerUploadUnknown,
+    UploadLimit,
+)
+from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
+from layerfs.registry.paths import UPLOADS
+from layerfs.registry.uploads import STORE_SIZE
+from layerfs.view.layer_file import LayerFile
+from layerfs.view.nodes import (
+    Attributes,
+    Handle,
+    Node,
+    file_attributes,
+    no_entry,
+)
+from layerfs.view.state import MountState
+
+#: Bytes that a writer may be ahead of storage before it has to wait.
+_WRITE_BEHIND: Final = 4 * STORE_SIZE
+
+#: Seconds that opening for writing waits for a handle that was flushed and may be closed already: the kernel tells of
+#: the last close (RELEASE) only after `close` has returned.
+_RELEASE_GRACE: Final = 0.25
+
+#: Live uploads without a handle that are kept for their hashes.
+_IDLE_KEPT: Final = 1024
+
+
+class LiveUpload:
+    """An upload that this mount has written to, or is about to finish."""
+
+    def __init__(self, upload: LayerUpload, file_name: str, expected: Digest | None = None) -> None:
+        self.upload = upload
+        self.file_name = file_name
+        #: Set for a file that was created in `_layers`: it is finished with this digest when it is closed.
+        self.expected = expected
+        self.writer: UploadHandle | None = None
+        self.writer_gone = trio.Event()
+        self.storing = False
+        #: Why the last thing that failed did; shown as `user.layerfs.error`.
+        self.error = ""
+        #: The canonical digest that it was finished with.
+        self.finished: Digest | None = None
+        self.modified_at = time.time_ns()
+
+
+class LiveUploads:
+    """All live uploads of a mount."""
+
+    def __init__(self, state: MountState) -> None:
+        self.state = state
+        self._live: OrderedDict[tuple[str, str], LiveUpload] = OrderedDict()
+
+    def live(self, name: str, uuid: str) -> LiveUpload | None:
+        """The live upload, if it is one."""
+        return self._live.get((name, uuid))
+
+    def open_uploads(self) -> list[LiveUpload]:
+        """Those that are being written."""
+        return [live for live in self._live.values() if live.writer is not None]
+
+    async def listing(self, name: str) -> Sequence[UploadInfo]:
+        """The uploads of a repository as storage has them, from memory while that is fresh."""
+        infos = self.state.upload_listings.get(name)
+        if infos is None:
+            began_at = time.monotonic()
+            infos = _with_distinct_names(await self.state.service(name).uploads())
+            self.state.upload_listings.put(name, began_at, infos)
+        return infos
+
+    async def find(self, name: str, file_name: str) -> UploadFile:
+        """The upload called `file_name`. Raises `NoSuchEntry`."""
+        for (repository, uuid), live in self._live.items():
+            if repository == name and live.file_name == file_name and live.writer is not None and not live.expected:
+                return UploadFile(self, name, uuid, file_name, None)
+        for info in await self.listing(name):
+            if info.file_name == file_name:
+                # It may be gone, or longer, since the listing was made.
+                return UploadFile(self, name, info.uuid, file_name, await self.stat(name, info.uuid))
+        raise no_entry(f"{name}/{UPLOADS}", file_name)
+
+    async def stat(self, name: str, uuid: str) -> UploadInfo:
+        """An upload as storage has it. Raises `LayerUploadUnknown`."""
+        try:
+            return await self.state.service(name).stat_upload(uuid)
+        except LayerUploadUnknown:
+            self.changed(name)
+            raise
+
+    def changed(self, name: str) -> None:
+        """The uploads of repository `name` are others now."""
+        self.state.upload_listings.forget(name)
+
+    async def create(self, name: str, file_name: str, flags: int) -> tuple[Node, Handle]:
+        """Begins an upload called `file_name`."""
+        self._check_room()
+        upload = await self.state.service(name).upload(file_name=file_name)
+        return self._began(LiveUpload(upload, file_name), flags)
+
+    async def create_for(self, name: str, digest: Digest, flags: int) -> tuple[Node, Handle]:
+        """Begins an upload that becomes the layer `digest` when it is closed."""
+        self._check_room()
+        upload = await self.state.service(name).upload()
+        return self._began(LiveUpload(upload, upload.uuid, digest), flags)
+
+    async def open(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
+        """Opens an upload. Raises `LayerUploadBusy` if it is to be written and somebody else is writing it."""
+        if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+            return UploadHandle(self, name, self.live(name, uuid) or await self._revive(name, uuid, file_name), flags)
+        self.state.check_writable()
+        return await self._open_for_writing(name, uuid, file_name, flags)
+
+    async def finish(self, name: str, uuid: str, file_name: str, digest: Digest) -> None:
+        """Makes an upload the layer `digest` of its repository; its inode is the layer's when this returns."""
+        live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
+        if live.writer is not None and not live.upload.is_flushed:
+            raise LayerUploadBusy(name, uuid, f"{file_name!r} is open for writing and not all of it is in storage yet")
+        if not live.upload.is_usable:
+            live.upload = await self.state.service(name).resume(uuid)
+        try:
+            live.finished = await live.upload.finish(digest)
+        except LayerfsError as error:
+            live.error = str(error)
+            raise
+        live.error = ""
+        self.forget(name, uuid)
+        self.state.fresh_repositories.discard(name)
+        self.state.layer_listings.forget(name)
+        upload = UploadFile(self, name, uuid, file_name, None)
+        self.state.became(upload, LayerFile(self.state, name, await self._layer(name, digest, live)))
+
+    async def _layer(self, name: str, digest: Digest, live: LiveUpload) -> LayerInfo:
+        """What was just published; if it cannot be looked at now, what is known of it anyhow."""
+        try:
+            return await self.state.service(name).stat(digest)
+        except LayerfsError:
+            return LayerInfo(digest, BlobInfo(live.finished or digest, live.upload.size, time.time_ns()))
+
+    async def cancel(self, name: str, uuid: str) -> None:
+        """Deletes an upload, even while it is being written."""
+        live = self.live(name, uuid)
+        if live is not None and live.upload.is_usable:
+            await live.upload.cancel()
+        else:
+            await (await self.state.service(name).resume(uuid)).cancel()
+        self.forget(name, uuid)
+
+    def forget(self, name: str, uuid: str) -> None:
+        """The upload is no more."""
+        self._live.pop((name, uuid), None)
+        self.changed(name)
+
+    async def rename(self, name: str, uuid: str, file_name: str) -> None:
+        """Gives an upload another name, on every node."""
+        await self.state.service(name).rename_upload(uuid, file_name)
+        live = self.live(name, uuid)
+        if live is not None:
+            live.file_name = file_name
+        self.changed(name)
+
+    async def close(self) -> None:
+        """Makes all that was written durable, at the end of the mount."""
+        for live in self.open_uploads():
+            if live.upload.is_usable:
+                await live.upload.close()
+
+    async def _open_for_writing(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
+        live = self.live(name, uuid)
+        if live is None:
+            self._check_room()
+            live = await self._revive(name, uuid, file_name)
+        if live.writer is not None:
+            await self._wait_for_release(live)
+        self._check_room()
+        handle = UploadHandle(self, name, live, flags)
+        live.writer, live.writer_gone = handle, trio.Event()
+        try:
+            if not live.upload.is_usable:
+                live.upload = await self.state.service(name).resume(uuid)
+            await live.upload.open_writer()
+            if flags & os.O_TRUNC:
+                await live.upload.truncate(0)
+        except BaseException:
+            self.writer_closed(live)
+            raise
+        live.error = ""
+        self._start_hashing(live)
+        return handle
+
+    async def _wait_for_release(self, live: LiveUpload) -> None:
+        writer = live.writer
+        if live.upload.is_flushed:
+            with trio.move_on_after(_RELEASE_GRACE):
+                await live.writer_gone.wait()
+        if live.writer is not None:
+            reason = (
+                "another program has it open for writing" if live.writer is writer else "another program was faster"
+            )
+            raise LayerUploadBusy(live.upload.name, live.upload.uuid, f"{live.file_name!r}: {reason}")
+
+    def writer_closed(self, live: LiveUpload) -> None:
+        """The writing handle of `live` is gone."""
+        live.writer = None
+        live.writer_gone.set()
+
+    async def _revive(self, name: str, uuid: str, file_name: str) -> LiveUpload:
+        upload = await self.state.service(name).resume(uuid)
+        live = self.live(name, uuid)  # somebody may have been faster
+        return live or self._keep(LiveUpload(upload, file_name))
+
+    def _began(self, live: LiveUpload, flags: int) -> tuple[Node, Handle]:
+        self._keep(live)
+        name, uuid = live.upload.name, live.upload.uuid
+        handle = UploadHandle(self, name, live, flags)
+        live.writer = handle
+        self.changed(name)
+        self.state.fresh_repositories.discard(name)
+        return UploadFile(self, name, uuid, live.file_name, None), handle
+
+    def _keep(self, live: LiveUpload) -> LiveUpload:
+        self._live[live.upload.name, live.upload.uuid] = live
+        idle = [key for key, other in self._live.items() if other.writer is None and other is not live]
+        for key in idle[: max(0, len(idle) - _IDLE_KEPT)]:
+            del self._live[key]
+        return live
+
+    def _check_room(self) -> None:
+        limit = self.state.options.max_uploads
+        if len(self.open_uploads()) >= limit:
+            raise UploadLimit(f"{limit} uploads are being written on this mount, as many as --max-uploads allows")
+
+    def _start_hashing(self, live: LiveUpload) -> None:
+        # Where random writes are possible storage is near, and reading what was there before costs little.
+        near = self.state.registry.driver.capabilities.random_writes
+        if near and live.upload.hash_lag > 0:
+            self.state.start(live.upload.hash_stored, f"hashing what upload {live.upload.uuid} had before")
+
+
+class UploadFile(Node):
+    """An upload. With `info` it is shown as storage has it, else as its writer here has left it."""
+
+    def __init__(self, view: LiveUploads, repository: str, uuid: str, file_name: str, info: UploadInfo | None) -> None:
+        self.path = f"{repository}/{UPLOADS}/{file_name}"
+        self.repository = repository
+        self.uuid = uuid
+        self.file_name = file_name
+        self._view = view
+        self._info = info
+
+    @property
+    def key(self) -> Hashable:
+        return ("upload", self.repository, self.uuid)
+
+    async def attributes(self) -> Attributes:
+        live = self._view.live(self.repository, self.uuid)
+        if live is not None and live.writer is not None:
+            return self._attributes(live.upload.size, live.modified_at)
+        info = await self._view.stat(self.repository, self.uuid)
+        return self._attributes(info.size, info.modified_at)
+
+    def attributes_of(self, info: UploadInfo) -> Attributes:
+        """As listed, or as its writer here has left it."""
+        live = self._view.live(self.repository, self.uuid)
+        if live is not None and live.writer is not None:
+            return self._attributes(live.upload.size, live.modified_at)
+        return self._attributes(info.size, info.modified_at)
+
+    def extended_attributes(self) -> dict[str, str]:
+        live = self._view.live(self.repository, self.uuid)
+        started_at = live.upload.started_at if live is not None else self._info.started_at if self._info else None
+        found = {"repository": self.repository, "upload.uuid": self.uuid}
+        if started_at is not None:
+            found["upload.startedat"] = started_at.isoformat().replace("+00:00", "Z")
+        if live is not None and live.error:
+            found["error"] = live.error
+        return found
+
+    async def open(self, flags: int) -> Handle:
+        return await self._view.open(self.repository, self.uuid, self.file_name, flags)
+
+    async def truncate(self, size: int) -> None:
+        self._view.state.check_writable()
+        live = self._view.live(self.repository, self.uuid)
+        if live is not None and live.writer is not None:
+            await live.upload.truncate(size)
+            return
+        handle = await self._view.open(self.repository, self.uuid, self.file_name, os.O_WRONLY)
+        try:
+            await handle.truncate(size)
+            await handle.flush()
+        finally:
+            await handle.release()
+
+    def check_ownership_change(self) -> None:
+        """Taken and ignored: `cp -a` and `rsync` insist on it, and it means nothing for what will be a blob."""
+        self._view.state.check_writable()
+
+    def _attributes(self, size: int, modified_at: int) -> Attributes:
+        # No time-outs: a registry may be appending, and the size is where to resume.
+        return file_attributes(permissions=self._view.state.permissions(0o644), size=size, modified_at=modified_at)
+
+
+class UploadHandle(Handle):
+    """An open upload.
+
+    Reads and writes bypass the kernel's page cache (`direct`): no page of an upload can outlive it as a page of the
+    layer, and no mapping of it can be written.
+    """
+
+    direct = True
+
+    def __init__(self, view: LiveUploads, repository: str, live: LiveUpload, flags: int) -> None:
+        self.path = f"{repository}/{UPLOADS}/{live.file_name}"
+        self._view = view
+        self._repository = repository
+        self._live = live
+        self._writes = flags & os.O_ACCMODE != os.O_RDONLY
+        self._appends = bool(flags & os.O_APPEND)
+        self._reader: FileReader | None = None
+
+    async def read(self, offset: int, length: int) -> bytes:
+        live = self._live
+        if live.finished is None and live.writer is not None:
+            return await live.upload.read(offset, length)
+        if self._reader is None or self._reader.size < offset + length:
+            self._close_reader()
+            self._reader = await self._open_reader()
+        return await self._reader.read(offset, length)
+
+    async def write(self, offset: int, content: bytes) -> int:
+        live = self._check_writer()
+        upload = live.upload
+        try:
+            await upload.write_at(upload.size if self._appends else offset, content)
+            live.modified_at = time.time_ns()
+            if upload.pending >= _WRITE_BEHIND:
+                await upload.store()
+        except LayerfsError as error:
+            live.error = str(error)
+            raise
+        if upload.pending >= STORE_SIZE and not live.storing:
+            live.storing = True
+            self._view.state.start(functools.partial(_store, live), f"storing {self.path}")
+        return len(content)
+
+    async def truncate(self, size: int) -> None:
+        """Through the descriptor."""
+        await self._check_writer().upload.truncate(size)
+
+    async def flush(self) -> None:
+        if not self._writes or self._live.writer is not self or self._live.finished is not None:
+            return
+        await self._flush()
+        if self._live.expected is not None and (self._live.upload.size or self._live.expected == EMPTY):
+            await self._view.finish(self._repository, self._live.upload.uuid, self._live.file_name, self._live.expected)
+
+    async def synchronize(self) -> None:
+        if self._writes and self._live.writer is self and self._live.finished is None:
+            await self._flush()
+
+    async def release(self) -> None:
+        live = self._live
+        self._close_reader()
+        if live.writer is not self:
+            return
+        try:
+            if live.finished is not None:
+                return
+            if live.expected is not None:
+                await self._view.cancel(self._repository, live.upload.uuid)
+            elif live.upload.is_usable:
+                await live.upload.close_writer()
+        finally:
+            self._view.writer_closed(live)
+            self._view.changed(self._repository)
+
+    async def _flush(self) -> None:
+        try:
+            await self._live.upload.flush()
+        except LayerfsError as error:
+            self._live.error = str(error)
+            raise
+
+    async def _open_reader(self) -> FileReader:
+        if self._live.finished is not None:
+            return await self._view.state.registry.blobs.open(self._live.finished)
+        return await self._live.upload.open_reader()
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _check_writer(self) -> LiveUpload:
+        if not self._writes:
+            raise BadHandle(f"{self.path} is open for reading only")
+        if self._live.finished is not None:
+            raise BadHandle(f"{self.path} is finished: it is layer {self._live.finished} now")
+        return self._live
+
+
+async def _store(live: LiveUpload) -> None:
+    """Stores what a writer is ahead of storage. If it fails, so does everything else on this upload from then on."""
+    try:
+        await live.upload.store()
+    except LayerfsError as error:
+        live.error = str(error)
+    finally:
+        live.storing = False
+
+
+def _with_distinct_names(infos: Sequence[UploadInfo]) -> Sequence[UploadInfo]:
+    """Two nodes can begin uploads of the same name at once: the oldest keeps it, the others show their UUIDs."""
+    taken = {info.uuid for info in infos}
+    shown = []
+    for info in infos:
+        if info.file_name != info.uuid and info.file_name in taken:
+            info = UploadInfo(info.name, info.uuid, info.uuid, info.started_at, info.size, info.modified_at)
+        taken.add(info.file_name)
+        shown.append(info)
+    return shown

@@ -1,0 +1,130 @@
+"""What the nodes of one mount share: the registry, the options, and what is remembered between calls."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Generic, TypeVar
+
+import trio
+
+from layerfs.errors import LayerfsError, ReadOnlyMount
+from layerfs.registry import LayerService, Registry, UploadInfo
+from layerfs.view.nodes import DirectoryEntry, Node
+
+_log = logging.getLogger(__name__)
+
+_Value = TypeVar("_Value")
+
+#: How many of the newest errors `.layerfs/errors` keeps.
+_ERRORS_KEPT: Final = 200
+
+#: Listings kept for the time to live, and entries in all of them together.
+_LISTINGS_KEPT: Final = 64
+_LISTED_ENTRIES_KEPT: Final = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class TreeOptions:
+    """How a registry is shown. `metadata_ttl` is in seconds; `max_handles` and `max_uploads` are numbers of open ones."""
+
+    read_only: bool = False
+    allow_delete: bool = False
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0
+    metadata_ttl: float = 1.0
+    max_handles: int = 4096
+    max_uploads: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedError:
+    """One operation that failed."""
+
+    time: str
+    operation: str
+    path: str
+    error: str
+    reason: str
+
+
+class ExpiringListings(Generic[_Value]):
+    """The newest listings by repository name, each for `ttl` seconds; bounded in number and in entries."""
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = ttl
+        self._kept: OrderedDict[str, tuple[float, Sequence[_Value]]] = OrderedDict()
+
+    def get(self, name: str) -> Sequence[_Value] | None:
+        """The listing, if it is fresh."""
+        kept = self._kept.get(name)
+        if kept is None or time.monotonic() >= kept[0]:
+            return None
+        return kept[1]
+
+    def put(self, name: str, began_at: float, listing: Sequence[_Value]) -> None:
+        """Keeps a listing that was begun at `began_at` (monotonic): changes since then may be missing from it."""
+        self._kept[name] = (began_at + self._ttl, listing)
+        self._kept.move_to_end(name)
+        while len(self._kept) > 1 and (len(self._kept) > _LISTINGS_KEPT or self._entries() > _LISTED_ENTRIES_KEPT):
+            self._kept.popitem(last=False)
+
+    def forget(self, name: str) -> None:
+        """After a change of our own, which must be seen at once."""
+        self._kept.pop(name, None)
+
+    def _entries(self) -> int:
+        return sum(len(listing) for _, listing in self._kept.values())
+
+
+class MountState:
+    """The context of every node of a mount. `nursery` is for tasks that go on after the call that started them."""
+
+    def __init__(self, registry: Registry, options: TreeOptions, nursery: trio.Nursery) -> None:
+        self.registry = registry
+        self.options = options
+        self.mounted_at = time.time_ns()
+        self.errors: deque[RecordedError] = deque(maxlen=_ERRORS_KEPT)
+        #: Repositories that were made by `mkdir` here and may have nothing in them.
+        self.fresh_repositories: set[str] = set()
+        self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
+        self.upload_listings: ExpiringListings[UploadInfo] = ExpiringListings(options.metadata_ttl)
+        #: Told when a file has become another one, an upload a layer. Set by the tree.
+        self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005
+        self._nursery = nursery
+
+    def service(self, name: str) -> LayerService:
+        """The layers of repository `name`."""
+        return self.registry.repository(name).layers
+
+    def permissions(self, mode: int) -> int:
+        """`mode` without what the mount's umask takes away."""
+        return mode & ~self.options.umask
+
+    def check_writable(self) -> None:
+        """Raises `ReadOnlyMount` on a read-only mount."""
+        if self.options.read_only:
+            raise ReadOnlyMount("the mount is read-only")
+
+    def record(self, operation: str, path: str, error: str, reason: str) -> None:
+        """Keeps a failure for `.layerfs/errors`."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.errors.append(RecordedError(now, operation, path, error, reason))
+
+    def start(self, task: Callable[[], Awaitable[None]], what: str) -> None:
+        """Runs `task` in the background. Its errors must have another way to whom they concern; here they are logged."""
+
+        async def run() -> None:
+            try:
+                await task()
+            except LayerfsError as error:
+                _log.info("%s: %s", what, error)
+            except Exception:  # a background task must never take the mount with it
+                _log.exception("%s", what)
+
+        self._nursery.start_soon(run, name=what)
