@@ -1,0 +1,325 @@
+"""Many and much: caps, large listings, parallel users, memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from harness.commands import opened, run, shell, wait_until, write_all
+from harness.repository import MountedRepository
+from harness.storage import Storage, digest_of, digest_of_file
+
+
+def test_the_cap_on_uploads(mounts, storage: Storage) -> None:
+    """With `--max-uploads 3` the fourth open upload is EDQUOT at once; the others go on; a close makes room."""
+    storage.make_repository("r")
+    repository = MountedRepository(mounts(storage, "--max-uploads", "3"), storage, "r")
+    handles = [os.open(repository.upload(f"x{number}"), os.O_WRONLY | os.O_CREAT) for number in range(3)]
+    start = time.monotonic()
+    with repository.mount.refused(errno.EDQUOT):
+        os.open(repository.upload("x3"), os.O_WRONLY | os.O_CREAT)
+    assert time.monotonic() - start < 5
+    for handle in handles:
+        write_all(handle, b"abc")
+    for handle in handles:
+        os.close(handle)
+    with repository.mount.tolerates("EDQUOT"):  # the kernel releases handles a little later
+        wait_until(lambda: _writes(repository.upload("x3")), "room for another upload", seconds=5)
+    assert [repository.upload(f"x{number}").read_bytes() for number in range(4)] == [b"abc"] * 4
+
+
+def _writes(path: Path) -> bool:
+    with suppress(OSError), opened(path, os.O_WRONLY | os.O_CREAT) as handle:
+        write_all(handle, b"abc")
+        return True
+    return False
+
+
+def test_the_cap_on_handles(mounts, storage: Storage) -> None:
+    """With `--max-handles 5` the sixth open is EMFILE at once; the others go on; a close makes room."""
+    digest = storage.put_layer("r", b"layer")
+    repository = MountedRepository(mounts(storage, "--max-handles", "5"), storage, "r")
+    handles = [os.open(repository.layer(digest), os.O_RDONLY) for _ in range(5)]
+    with repository.mount.refused(errno.EMFILE):
+        os.open(repository.layer(digest), os.O_RDONLY)
+    assert [os.pread(handle, 10, 0) for handle in handles] == [b"layer"] * 5
+    for handle in handles:
+        os.close(handle)
+    with repository.mount.tolerates("EMFILE"):
+        wait_until(lambda: _reads(repository.layer(digest)), "room for another handle", seconds=5)
+
+
+def _reads(path: Path) -> bool:
+    with suppress(OSError):
+        return path.read_bytes() == b"layer"
+    return False
+
+
+def test_ten_thousand_layers(mounts, storage: Storage) -> None:
+    """A repository of 10,000 layers is listed and stat'ed completely, and one of them is found at once."""
+    digests = {storage.put_layer("r", b"layer %d" % number) for number in range(10_000)}
+    mount = mounts(storage)
+    listed = run("ls", "-l", mount.path / "r/_layers").stdout.splitlines()[1:]
+    assert {line.split()[-1] for line in listed} == digests
+    assert all(int(line.split()[4]) in range(7, 12) for line in listed)
+    assert len(os.listdir(mount.path / "r/_layers")) == 10_000
+    start = time.monotonic()
+    assert (mount.path / "r/_layers" / min(digests)).read_bytes().startswith(b"layer ")
+    assert time.monotonic() - start < 2
+
+
+def test_a_listing_while_layers_come_and_go(repository: MountedRepository) -> None:
+    """Somebody who lists sees every layer that was there all the time, whatever happens to the others."""
+    steady = {repository.storage.put_layer(repository.name, b"steady %d" % n + os.urandom(8)) for n in range(300)}
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            digest = repository.storage.put_layer(repository.name, os.urandom(16))
+            repository.storage.link(repository.name, digest).unlink()
+
+    churner = threading.Thread(target=churn)
+    churner.start()
+    try:
+        for _ in range(20):
+            assert steady <= set(repository.layers)
+    finally:
+        stop.set()
+        churner.join()
+
+
+def test_a_thousand_uploads(repository: MountedRepository) -> None:
+    """1,000 uploads in one repository are begun, listed by name, and cancelled."""
+    shell('for i in $(seq 1000); do echo $i > "$1/$i"; done', repository.path / "_uploads")
+    assert set(repository.uploads) == {str(number) for number in range(1, 1001)}
+    assert repository.upload("777").read_bytes() == b"777\n"
+    shell('rm "$1"/*', repository.path / "_uploads")
+    assert repository.uploads == []
+    assert repository.storage.uploads(repository.name) == []
+
+
+def test_handles_and_descriptors_come_back(mounts, storage: Storage, payload) -> None:
+    """After 300 uploads, commits, cancels and reads the daemon has no more files open than before."""
+    storage.make_repository("r")
+    repository = MountedRepository(mounts(storage), storage, "r")
+    repository.put_layer(payload(100))
+    wait_until(lambda: True, "a first look")
+    before = repository.mount.descriptors
+    for number in range(100):
+        repository.put_layer(payload(2000))
+        repository.put_upload(f"cancelled {number}", b"abc")
+        os.unlink(repository.upload(f"cancelled {number}"))
+        with repository.mount.refused(errno.EBADMSG):
+            repository.put_upload("wrong", b"abc")
+            repository.commit("wrong", "sha256:" + "0" * 64)
+    for digest in repository.layers:
+        repository.layer(digest).read_bytes()
+    wait_until(lambda: repository.mount.descriptors <= before + 5, "descriptors to be given back", seconds=10)
+
+
+class Traffic:
+    """Readers, writers and listers of one repository; each checks every byte that it sees."""
+
+    def __init__(self, repository: MountedRepository, data: dict[str, bytes], rounds: int) -> None:
+        self._repository = repository
+        self._data = data
+        self._rounds = rounds
+        self._writing = threading.Event()
+        self.failures: list[str] = []
+
+    def run(self, *, readers: int, writers: int, listers: int) -> None:
+        """Returns when all writers are done."""
+        self._writing.set()
+        writing = [threading.Thread(target=self._guarded, args=(self._write, number)) for number in range(writers)]
+        others = [threading.Thread(target=self._guarded, args=(self._read, number)) for number in range(readers)]
+        others += [threading.Thread(target=self._guarded, args=(self._list, number)) for number in range(listers)]
+        for thread in writing + others:
+            thread.start()
+        for thread in writing:
+            thread.join()
+        self._writing.clear()
+        for thread in others:
+            thread.join()
+
+    def _guarded(self, work: Callable[[int], None], number: int) -> None:
+        try:
+            work(number)
+        except Exception as exc:  # noqa: BLE001 - whoever runs the traffic looks at the failures
+            self.failures.append(f"{work.__name__} {number}: {exc!r}")
+
+    def _read(self, number: int) -> None:
+        dice = random.Random(number)
+        while self._writing.is_set():
+            digest = dice.choice(list(self._data))
+            with opened(self._repository.layer(digest), os.O_RDONLY) as file:
+                for _ in range(20):
+                    where, length = dice.randrange(1_600_000), dice.randrange(200_000)
+                    assert os.pread(file, length, where) == self._data[digest][where : where + length]
+
+    def _write(self, number: int) -> None:
+        dice = random.Random(f"writer {number}")
+        for turn in range(self._rounds * 3):
+            content = dice.randbytes(dice.randrange(1, 3_000_000))
+            name, digest = f"upload {number} {turn}", digest_of(content)
+            self._upload(name, content, dice)
+            self._repository.commit(name, digest)
+            assert digest_of_file(self._repository.storage.blob(digest)) == digest
+            assert digest_of_file(self._repository.layer(digest)) == digest
+
+    def _upload(self, name: str, content: bytes, dice: random.Random) -> None:
+        with opened(self._repository.upload(name), os.O_WRONLY | os.O_CREAT) as upload:
+            start = 0
+            while start < len(content):
+                length = dice.choice([100, 4096, 50_000, 131_072])
+                write_all(upload, content[start : start + length])
+                start += length
+
+    def _list(self, _number: int) -> None:
+        while self._writing.is_set():
+            assert set(self._data) <= set(self._repository.layers)
+            assert all(name.startswith("upload ") for name in self._repository.uploads)
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(60, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+def test_parallel_readers_and_writers(mounts, storage: Storage, payload, rounds: int) -> None:
+    """8 readers, 4 writers, 2 listers at once: every byte read is right, every upload committed is right."""
+    contents = [payload(1_500_000 + number) for number in range(4)]
+    data = {storage.put_layer("r", content): content for content in contents}
+    traffic = Traffic(MountedRepository(mounts(storage), storage, "r"), data, rounds)
+    traffic.run(readers=8, writers=4, listers=2)
+    assert traffic.failures == []
+    assert storage.uploads("r") == []
+
+
+def test_memory_does_not_grow_with_files(mounts, storage: Storage, tmp_path: Path) -> None:
+    """Four uploads of 100 MB at once, and reading them back, take well under 100 MB of memory."""
+    storage.make_repository("r")
+    repository = MountedRepository(mounts(storage), storage, "r")
+    before = repository.mount.resident_bytes
+    script = """
+        for i in 1 2 3 4; do head -c 100000000 /dev/zero | tr '\\0' "$i" > "$1/$i" & done; wait
+        for i in 1 2 3 4; do
+            d=$(head -c 100000000 /dev/zero | tr '\\0' "$i" | sha256sum | cut -d' ' -f1)
+            mv "$1/$i" "$2/sha256:$d"
+            sha256sum --status -c <<< "$d  $2/sha256:$d"
+        done
+    """
+    peak = _Peak(repository.mount)
+    with peak:
+        shell(script, repository.path / "_uploads", repository.path / "_layers", timeout=100)
+    assert len(repository.layers) == 4
+    assert peak.bytes - before < 100_000_000
+
+
+class _Peak:
+    """The most memory that a daemon had while the body ran, as the kernel counts it."""
+
+    def __init__(self, mount) -> None:
+        self._mount = mount
+        self.bytes = 0
+
+    def __enter__(self) -> None:
+        Path(f"/proc/{self._mount.process.pid}/clear_refs").write_text("5")  # resets VmHWM
+
+    def __exit__(self, *_exc: object) -> None:
+        status = Path(f"/proc/{self._mount.process.pid}/status").read_text()
+        self.bytes = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
+
+
+def test_memory_does_not_grow_with_names(mounts, storage: Storage) -> None:
+    """Asking for 20,000 names that do not exist, and listing again and again, leaves no trace in memory."""
+    for number in range(500):
+        storage.put_layer("r", b"layer %d" % number)
+    mount = mounts(storage)
+
+    def work() -> None:
+        for number in range(10_000):
+            with suppress(FileNotFoundError):
+                os.stat(mount.path / "r/_layers" / f"sha256:{number:064x}")
+        for _ in range(5):
+            run("ls", "-l", mount.path / "r/_layers")
+
+    work()
+    before = mount.resident_bytes
+    work()
+    assert mount.resident_bytes - before < 15_000_000
+
+
+def test_few_descriptors(storage: Storage, mounts, payload) -> None:
+    """With RLIMIT_NOFILE of 64 the daemon refuses what it cannot open (EMFILE), and lives."""
+    digest = storage.put_layer("r", payload(1000))
+    repository = MountedRepository(mounts(storage), storage, "r")
+    resource.prlimit(repository.mount.process.pid, resource.RLIMIT_NOFILE, (repository.mount.descriptors + 20,) * 2)
+    handles: list[int] = []
+    with repository.mount.tolerates("EMFILE", "ENFILE"):
+        for _ in range(100):
+            try:
+                handles.append(os.open(repository.layer(digest), os.O_RDONLY))
+                os.pread(handles[-1], 10, 0)
+            except OSError as exc:
+                assert exc.errno in (errno.EMFILE, errno.ENFILE)
+        for handle in handles:
+            os.close(handle)
+        wait_until(lambda: _sized(repository.layer(digest)) == 1000, "reading again", seconds=5)
+    repository.mount.declare("WARNING")
+
+
+def _sized(path: Path) -> int:
+    with suppress(OSError):
+        return len(path.read_bytes())
+    return -1
+
+
+def test_a_full_disk(mounts, tmp_path: Path, payload) -> None:
+    """ENOSPC reaches the writer; what was written stays; after room is made the upload is finished."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    run("mount", "-t", "tmpfs", "-o", "size=8m", "none", disk)
+    try:
+        storage = Storage.create(disk / "storage")
+        storage.make_repository("r")
+        repository = MountedRepository(mounts(storage), storage, "r")
+        (disk / "ballast").write_bytes(bytes(6_000_000))
+        data = payload(3_000_000)
+        (tmp_path / "layer").write_bytes(data)
+        with repository.mount.refuses("ENOSPC"):
+            result = run("cp", tmp_path / "layer", repository.upload("x"), check=False)
+        assert "No space left" in result.stderr
+        repository.mount.declare("WARNING")
+        size = os.stat(repository.upload("x")).st_size
+        assert repository.upload("x").read_bytes() == data[:size]
+        (disk / "ballast").unlink()
+        shell('tail -c +$(( $(stat -c %s "$2") + 1 )) "$1" >> "$2"', tmp_path / "layer", repository.upload("x"))
+        repository.commit("x", digest_of(data))
+        repository.assert_stored(data)
+        repository.mount.stop()
+    finally:
+        run("umount", "-l", disk)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_a_layer_of_five_gibibytes(mounts, storage: Storage, tmp_path: Path) -> None:
+    """A layer beyond every 32-bit limit is uploaded in two pieces, committed, and read at its far end."""
+    storage.make_repository("r")
+    repository = MountedRepository(mounts(storage), storage, "r")
+    size = 5 * 1024**3 + 7
+    script = """
+        f() { openssl enc -aes-128-ctr -K 0 -iv 0 -in /dev/zero 2> /dev/null || true; }
+        set +o pipefail
+        f | head -c 3000000000 > "$1/x"
+        f | head -c "$2" | tail -c +3000000001 >> "$1/x"
+        f | head -c "$2" | sha256sum | cut -d' ' -f1
+    """
+    encoded = shell(script, repository.path / "_uploads", size, timeout=1500).stdout.strip()
+    repository.commit("x", f"sha256:{encoded}")
+    assert os.stat(repository.layer(f"sha256:{encoded}")).st_size == size
+    assert run("sha256sum", repository.layer(f"sha256:{encoded}"), timeout=600).stdout.startswith(encoded)
