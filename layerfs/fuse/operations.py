@@ -42,7 +42,7 @@ class Operations(GuardedOperations):
         self._uid = tree.options.uid
         self._gid = tree.options.gid
 
-    # --- for the guard -----------------------------------------------------------------------------------------------
+    # --- for the guard ---------------------------------------------------------------------------------------
 
     def count(self, operation: str) -> None:
         self._calls[operation] = self._calls.get(operation, 0) + 1
@@ -63,7 +63,7 @@ class Operations(GuardedOperations):
     def record(self, operation: str, path: str, error: str, reason: str) -> None:
         self._tree.record_failure(operation, path, error, reason)
 
-    # --- names and attributes ----------------------------------------------------------------------------------------
+    # --- names and attributes --------------------------------------------------------------------------------
 
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         return self._entry(*await self._tree.lookup(Ino(parent), name))
@@ -120,7 +120,7 @@ class Operations(GuardedOperations):
         result.f_namemax = 255
         return result
 
-    # --- changes of directories ----------------------------------------------------------------------------------------
+    # --- changes of directories ------------------------------------------------------------------------------
 
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
         return self._entry(*await self._tree.make_directory(Ino(parent_inode), name))
@@ -158,7 +158,7 @@ class Operations(GuardedOperations):
         await self._tree.release(number)
         return self._entry(ino, attributes)
 
-    # --- files -----------------------------------------------------------------------------------------------------------
+    # --- files -----------------------------------------------------------------------------------------------
 
     async def create(
         self,
@@ -196,7 +196,7 @@ class Operations(GuardedOperations):
     async def release(self, fh: int) -> None:
         await self._tree.release(HandleId(fh))
 
-    # --- directories -------------------------------------------------------------------------------------------------------
+    # --- directories -----------------------------------------------------------------------------------------
 
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         return await self._tree.open_directory(Ino(inode))
@@ -217,7 +217,7 @@ class Operations(GuardedOperations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Changes of directories are durable when they return."""
 
-    # --- conversions ---------------------------------------------------------------------------------------------------------
+    # --- conversions -----------------------------------------------------------------------------------------
 
     def _reply_of(self, ino: Ino, entry: DirectoryEntry) -> EntryAttributes:
         """What a listed entry is to the kernel. Made once for as long as the listing is kept."""

@@ -1,8 +1,8 @@
 """The inode table: which numbers the kernel knows, and which nodes they are.
 
 The kernel counts how often it was told of an inode (`lookup`, `create`, every entry of a listing) and gives the count
-back with `forget`; an inode lives exactly that long. Blobs get numbers made from their digest, so that they are the same
-in every repository, on every mount and after a remount.
+back with `forget`; an inode lives exactly that long. Blobs get numbers made from their digest, so that they are the
+same in every repository, on every mount and after a remount.
 """
 
 from __future__ import annotations

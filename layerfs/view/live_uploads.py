@@ -26,7 +26,7 @@ from layerfs.errors import (
     UploadLimit,
 )
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
-from layerfs.registry.paths import UPLOADS
+from layerfs.registry.paths import LAYERS, UPLOADS
 from layerfs.registry.uploads import STORE_SIZE
 from layerfs.view.layer_file import LayerFile
 from layerfs.view.nodes import (
@@ -333,7 +333,8 @@ class UploadHandle(Handle):
     direct = True
 
     def __init__(self, view: LiveUploads, repository: str, live: LiveUpload, flags: int) -> None:
-        self.path = f"{repository}/{UPLOADS}/{live.file_name}"
+        where = f"{UPLOADS}/{live.file_name}" if live.expected is None else f"{LAYERS}/{live.expected}"
+        self.path = f"{repository}/{where}"
         self._view = view
         self._repository = repository
         self._live = live

@@ -23,9 +23,10 @@ IMMUTABLE_TIMEOUT: Final = 4 * 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """What `stat` shows, but for the inode number and the owner. `size` in bytes, `modified_at` in nanoseconds since 1970.
+    """What `stat` shows, but for the inode number and the owner.
 
-    `entry_timeout` and `attribute_timeout` are the seconds for which the kernel may believe the name and the rest.
+    `size` is in bytes, `modified_at` in nanoseconds since 1970. `entry_timeout` and `attribute_timeout` are the seconds
+    for which the kernel may believe the name and the rest.
     """
 
     mode: int
@@ -70,13 +71,13 @@ class Handle(ABC):
         """Makes the file `size` bytes long."""
         raise NotPermitted(f"{self.path} is not open for writing")
 
-    async def flush(self) -> None:
+    async def flush(self) -> None:  # noqa: B027 - right for what is only read
         """A descriptor was closed; others of the same open may remain. What fails, `close` reports."""
 
-    async def synchronize(self) -> None:
+    async def synchronize(self) -> None:  # noqa: B027 - right for what is only read
         """Returns when everything written is durable."""
 
-    async def release(self) -> None:
+    async def release(self) -> None:  # noqa: B027 - right for what is only read
         """The last descriptor is gone. Nobody hears of an error any more."""
 
 

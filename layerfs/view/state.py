@@ -30,7 +30,7 @@ _LISTED_ENTRIES_KEPT: Final = 200_000
 
 @dataclass(frozen=True, slots=True)
 class TreeOptions:
-    """How a registry is shown. `metadata_ttl` is in seconds; `max_handles` and `max_uploads` are numbers of open ones."""
+    """How a registry is shown. `metadata_ttl` is in seconds; `max_handles` and `max_uploads` count open ones."""
 
     read_only: bool = False
     allow_delete: bool = False
@@ -117,14 +117,14 @@ class MountState:
         self.errors.append(RecordedError(now, operation, path, error, reason))
 
     def start(self, task: Callable[[], Awaitable[None]], what: str) -> None:
-        """Runs `task` in the background. Its errors must have another way to whom they concern; here they are logged."""
+        """Runs `task` in the background. Its errors must have another way to reach a user; here they are logged."""
 
         async def run() -> None:
             try:
                 await task()
             except LayerfsError as error:
                 _log.info("%s: %s", what, error)
-            except Exception:  # a background task must never take the mount with it
+            except Exception:  # noqa: BLE001 - or it would take the mount with it
                 _log.exception("%s", what)
 
         self._nursery.start_soon(run, name=what)

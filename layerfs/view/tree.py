@@ -86,7 +86,7 @@ class Tree:
             "calls": dict(sorted(self.calls.items())),
         }
 
-    # --- names and attributes ------------------------------------------------------------------------------------
+    # --- names and attributes --------------------------------------------------------------------------------
 
     async def lookup(self, parent: Ino, name: bytes) -> tuple[Ino, Attributes]:
         """The inode called `name`, which the kernel knows once more from now on."""
@@ -149,7 +149,7 @@ class Tree:
         """How full the storage is, None if nobody can know."""
         return await self.registry.driver.usage()
 
-    # --- changes of directories -------------------------------------------------------------------------------------
+    # --- changes of directories ------------------------------------------------------------------------------
 
     async def make_directory(self, parent: Ino, name: bytes) -> tuple[Ino, Attributes]:
         """`mkdir`: makes a repository."""
@@ -174,7 +174,7 @@ class Tree:
         directory, target = self._directory(parent), self._directory(new_parent)
         await directory.rename(_decode(name), target, _decode(new_name, InvalidArgument), replace=replace)
 
-    # --- files --------------------------------------------------------------------------------------------------------
+    # --- files -----------------------------------------------------------------------------------------------
 
     async def create(self, parent: Ino, name: bytes, flags: int) -> tuple[Ino, Attributes, HandleId, Handle]:
         """Makes a file and opens it."""
@@ -223,7 +223,7 @@ class Tree:
         """The kernel has not taken the entry."""
         self._inodes.discard_unknown(ino)
 
-    # --- failures -------------------------------------------------------------------------------------------------------
+    # --- failures --------------------------------------------------------------------------------------------
 
     def path_of(self, ino: Ino, name: bytes | None = None) -> str:
         """Where a call was, for messages; whatever the numbers are."""
