@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import trio
 
@@ -34,6 +35,7 @@ from layerfs.errors import (
     NotRegularFile,
     PathNotFound,
     StorageReadOnly,
+    UnknownSource,
     UnsupportedByDriver,
 )
 from layerfs.exits import ExitCode
@@ -66,12 +68,12 @@ _USER_ERRORS: Final = (
     NotRegularFile,
     PathNotFound,
     StorageReadOnly,
+    UnknownSource,
     UnsupportedByDriver,
 )
 
 #: A source that ends in a part of the layout inside a storage.
 _INSIDE_STORAGE: Final = re.compile(r"(?P<root>.*)/docker(/registry(/v2(/.*)?)?)?/*", re.DOTALL)
-_URL: Final = re.compile(r"[A-Za-z0-9+.-]+(::|://)")
 
 
 class DaemonFailed(Exception):
@@ -112,16 +114,16 @@ def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
 
 def local_path(source: str) -> str | None:
     """The directory that a source names, if it is on this machine."""
-    if source.startswith("file://"):
-        return source.removeprefix("file://")
-    return None if _URL.match(source) else os.path.abspath(source)
+    if "://" not in source:
+        return os.path.abspath(source)
+    parts = urlsplit(source)
+    return unquote(parts.path) if parts.scheme == "file" else None
 
 
 def display_name(source: str) -> str:
     """The source as everybody may see it: no credentials, no query."""
-    if local_path(source) is not None:
-        return source
-    return re.sub(r"(?<=://)[^/@]*@", "", source).partition("?")[0]
+    local = local_path(source)
+    return local if local is not None else re.sub(r"(?<=://)[^/@]*@", "", source).partition("?")[0]
 
 
 def notify(state: str) -> None:
@@ -183,6 +185,8 @@ class _Daemon:
         if limit.cancelled_caught:
             raise NotReady(f"the mount on {self._mountpoint!r} gave no answer within {_READY_SECONDS:.0f} s")
         self._ready = True
+        if self._session is not None:
+            self._session.raise_read_ahead()
         log.info("mounted %r on %r", self._name, self._mountpoint)
         notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}")
         self._on_ready()
@@ -283,13 +287,21 @@ async def _find_registry(source: str, *, create: bool) -> tuple[StorageDriver, R
     """The registry in `source`; raises `NotARegistry` with the right source if this one lies inside a storage."""
     try:
         return await _open(source, create=False)
-    except (NotARegistry, PathNotFound):
+    except (NotARegistry, PathNotFound) as error:
         storage = await _storage_around(source)
         if storage is not None:
             raise NotARegistry(f"it is a folder inside a registry's storage; mount {display_name(storage)!r}") from None
         if not create:
-            raise
+            raise _with_advice(error) from error
     return await _open(source, create=True)
+
+
+def _with_advice(error: LayerfsError) -> LayerfsError:
+    if isinstance(error, PathNotFound):
+        return NotARegistry(
+            "there is no such directory: check the name, or begin an empty registry there with --create"
+        )
+    return error
 
 
 async def _storage_around(source: str) -> str | None:

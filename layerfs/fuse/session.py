@@ -12,6 +12,7 @@ import pyfuse3
 
 from layerfs.errors import LayerfsError
 from layerfs.fuse.operations import Operations
+from layerfs.fuse.polling import poll_first
 from layerfs.view.tree import Tree
 
 _log = logging.getLogger(__name__)
@@ -56,11 +57,21 @@ class Session:
                 "fusermount3 (package fuse3)?"
             ) from error
         self._mounted = True
-        _raise_read_ahead(self._mountpoint)
+        poll_first()
 
     async def run(self) -> None:
         """Answers requests until `stop` is called or the file system is unmounted; what has begun is finished."""
         await pyfuse3.main(min_tasks=1, max_tasks=_MAX_REQUESTS)
+
+    def raise_read_ahead(self) -> None:
+        """Lets the kernel ask for more at a time, where this process may (root, and sysfs is writable).
+
+        To be called when the first request was answered: until then the kernel puts its own limit back.
+        """
+        device = _device_of(self._mountpoint)
+        if device is not None:
+            with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
+                setting.write(str(_READ_AHEAD_KIB))
 
     def stop(self) -> None:
         """Makes `run` return when the requests under way are answered."""
@@ -84,14 +95,6 @@ def _mount_options(options: SessionOptions) -> set[str]:
         # without it a refused write can say that it is EPERM for everyone.
         chosen |= {"allow_other", "default_permissions"}
     return chosen
-
-
-def _raise_read_ahead(mountpoint: str) -> None:
-    """Lets the kernel ask for more at a time, where this process may (root, and sysfs is writable)."""
-    device = _device_of(mountpoint)
-    if device is not None:
-        with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
-            setting.write(str(_READ_AHEAD_KIB))
 
 
 def _device_of(mountpoint: str) -> str | None:

@@ -38,9 +38,6 @@ __all__ = ["ROOT_INO", "Tree", "TreeOptions"]
 
 _ATTRIBUTE_PREFIX: Final = "user.layerfs."
 
-#: Seconds that the end of the mount waits for what is still being uploaded to become durable.
-_CLOSE_DEADLINE: Final = 60.0
-
 
 class Tree:
     """A registry as a file system.
@@ -65,9 +62,8 @@ class Tree:
         self._directories: HandleTable[DirectorySnapshot] = HandleTable(options.max_handles)
 
     async def close(self) -> None:
-        """Makes durable what is still open for writing. To be called when no more calls come in."""
-        with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
-            await self._uploads.close()
+        """Makes durable what is still open for writing. To be called when no more calls come in; may be cancelled."""
+        await self._uploads.close()
 
     def status(self) -> dict[str, object]:
         """What `.layerfs/status.json` shows."""
