@@ -243,8 +243,9 @@ class _Store:
                 return []
             raise
         key = self.key(path).rstrip("/")
-        if any(entry["name"].rstrip("/") == key and entry["type"] == "file" and entry["size"] for entry in found):
-            raise PathNotFound(path, "not a directory")
+        # A listing of a file gives that file; a listing of a directory can give the object that marks it.
+        if any(entry["name"].rstrip("/") == key for entry in found):
+            self._check_directory(path)
         return [Entry(_name(entry), entry["type"] == "directory") for entry in found if _is_listed(entry, key)]
 
     def get_content(self, path: str, limit: int) -> bytes:
@@ -328,18 +329,22 @@ class _Store:
     def make_directory(self, path: str) -> None:
         if self.has_directories:
             self.fs.makedirs(self.key(path), exist_ok=True)
+            self._check_directory(path)
 
     def remove_directory(self, path: str) -> None:
         if self.has_directories:
             _check_not_root(path)
-            if not self.stat(path).is_directory:
-                raise PathNotFound(path, "not a directory")
+            self._check_directory(path)
             if self.fs.ls(self.key(path), detail=False):
                 raise PathNotEmpty(path)
             self.fs.rmdir(self.key(path))
 
     def _make_parent(self, path: str) -> None:
         self.make_directory(path.rpartition("/")[0] or "/")
+
+    def _check_directory(self, path: str) -> None:
+        if not self.stat(path).is_directory:
+            raise PathNotFound(path, "not a directory")
 
     def _check_no_directory(self, path: str) -> None:
         """Raises `NotRegularFile` for a directory: `mv` would move into it, an object store put a file beside it."""
@@ -382,7 +387,6 @@ def _is_regular(info: _Info) -> bool:
 
 
 def _is_listed(entry: _Info, key: str) -> bool:
-    # Object stores list the marker of an empty directory as a child of it.
     return (
         entry["name"].rstrip("/") != key
         and is_component(_name(entry))

@@ -214,6 +214,8 @@ class Root:
     @contextmanager
     def parent(self, path: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
         """A descriptor of the directory that `path` lies in, and its name there, for the block."""
+        if path == "/":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         directory, name = split(path)
         with self.directory(directory, create=create) as number:
             yield number, name
