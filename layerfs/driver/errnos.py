@@ -59,7 +59,8 @@ _BY_TYPE: Final[tuple[tuple[type[OSError], type[DriverError]], ...]] = (
 def driver_error(error: OSError, path: str) -> DriverError:
     """The error to raise in place of `error`, which an operation on `path` met."""
     if error.errno is not None:
-        return _BY_NUMBER.get(error.errno, BackendFailure)(path, os.strerror(error.errno))
+        detail = "a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno)
+        return _BY_NUMBER.get(error.errno, BackendFailure)(path, detail)
     for kind, meaning in _BY_TYPE:
         if isinstance(error, kind):
             return meaning(path)

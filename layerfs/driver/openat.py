@@ -30,7 +30,8 @@ _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+#: Without O_NOFOLLOW, which would make a symbolic link ENOTDIR; RESOLVE_NO_SYMLINKS makes it ELOOP.
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 _KINDS: Final = {
     stat.S_IFDIR: "a directory",
