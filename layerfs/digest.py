@@ -32,7 +32,10 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> Digest:
-        """The digest that `text` is. Raises `InvalidDigestFormat`, `UnsupportedDigestAlgorithm` or `InvalidDigestLength`."""
+        """The digest that `text` is.
+
+        Raises `InvalidDigestFormat`, `UnsupportedDigestAlgorithm` or `InvalidDigestLength`.
+        """
         if not _FORM.fullmatch(text):
             raise InvalidDigestFormat(_shortened(text), "expected algorithm:hex")
         algorithm, _, encoded = text.partition(":")

@@ -22,7 +22,7 @@ FILE_NAME_LENGTH: Final = 255
 _COMPONENT = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 _STORED_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_UPLOAD_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]*")
+_UPLOAD_ID = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.=-]+")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -35,7 +35,8 @@ def check_repository_name(name: str) -> str:
     for component in name.split("/"):
         if not _COMPONENT.fullmatch(component):
             raise InvalidRepositoryName(
-                name, f"{component!r} is not lower-case letters and digits, joined by one '.', one or two '_', or dashes"
+                name,
+                f"{component!r} is not lower-case letters and digits, joined by one '.', one or two '_', or dashes",
             )
     return name
 
@@ -47,6 +48,8 @@ def is_stored_component(component: str) -> bool:
 
 def check_stored_repository_name(name: str) -> str:
     """`name`, when a registry may have stored a repository of that name; else raises `InvalidRepositoryName`."""
+    if len(name) > REPOSITORY_NAME_LENGTH:
+        raise InvalidRepositoryName(name[:80] + "…", f"longer than {REPOSITORY_NAME_LENGTH} characters")
     if not name or not all(is_stored_component(component) for component in name.split("/")):
         raise InvalidRepositoryName(name, "no registry stores such a name")
     return name
@@ -71,8 +74,8 @@ def is_uuid(text: str) -> bool:
 
 def check_upload_id(upload_id: str) -> str:
     """`upload_id`, when storage can hold an upload of that id; else raises `InvalidUploadId`."""
-    if not _UPLOAD_ID.fullmatch(upload_id):
-        raise InvalidUploadId(upload_id, "expected letters, digits, '-', '_', '.' or '='")
+    if not _UPLOAD_ID.fullmatch(upload_id) or len(upload_id) > FILE_NAME_LENGTH:
+        raise InvalidUploadId(upload_id[:80], "expected a file name of letters, digits, '-', '_', '.' and '='")
     return upload_id
 
 

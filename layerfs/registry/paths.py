@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from layerfs.digest import Digest
-from layerfs.errors import InvalidDigest, InvalidRepositoryName
-from layerfs.names import check_stored_repository_name
+from layerfs.errors import InvalidName
+from layerfs.names import check_stored_repository_name, check_tag, check_upload_id
 
 ROOT: Final = "/docker/registry/v2"
 REPOSITORIES: Final = f"{ROOT}/repositories"
@@ -162,10 +162,10 @@ _UPLOAD = re.compile(rf"{_REPOSITORY}/{UPLOADS}/(?P<uuid>[^/]+)(?:/.*)?")
 
 
 def parse(path: str) -> Place | None:
-    """The place that `path` is, anything inside an upload counting as that upload; None where no registry puts anything."""
+    """The place that `path` is, anything in an upload counting as that upload; None where no registry puts anything."""
     try:
         return _parse(path)
-    except (InvalidDigest, InvalidRepositoryName):
+    except InvalidName:
         return None
 
 
@@ -177,11 +177,11 @@ def _parse(path: str) -> Place | None:
     if match := _REVISION_LINK.fullmatch(path):
         return ManifestRevisionLink(_name(match), _digest(match))
     if match := _TAG_CURRENT_LINK.fullmatch(path):
-        return TagCurrentLink(_name(match), match["tag"])
+        return TagCurrentLink(_name(match), check_tag(match["tag"]))
     if match := _TAG_INDEX_LINK.fullmatch(path):
-        return TagIndexLink(_name(match), match["tag"], _digest(match))
+        return TagIndexLink(_name(match), check_tag(match["tag"]), _digest(match))
     if match := _UPLOAD.fullmatch(path):
-        return UploadDirectory(_name(match), match["uuid"])
+        return UploadDirectory(_name(match), check_upload_id(match["uuid"]))
     if match := _REPOSITORY_DIRECTORY.fullmatch(path):
         return RepositoryDirectory(_name(match))
     return None

@@ -1,0 +1,75 @@
+"""The errors: each says what is wrong, with the values, and nobody has to read the message to know them."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from layerfs import errors
+from layerfs.digest import Digest
+from layerfs.errors import LayerfsError
+
+ALL = [
+    error
+    for _, error in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(error, Exception) and error.__module__ == errors.__name__
+]
+
+A, B = Digest.of(b"a"), Digest.of(b"b")
+
+
+def test_every_error_is_one_of_ours() -> None:
+    """One base, so that a caller can tell what was raised on purpose from a mistake in the program."""
+    assert ALL
+    assert all(issubclass(error, LayerfsError) for error in ALL)
+
+
+def test_every_error_is_explained() -> None:
+    """Each class has a sentence of its own, and is told apart by its name, not by a message."""
+    assert all(error.__doc__ and error.__doc__.strip().endswith((".", ")")) for error in ALL)
+
+
+@pytest.mark.parametrize(
+    ("error", "values", "words"),
+    [
+        (errors.LayerUnknown("a/b", A), {"name": "a/b", "digest": A}, ["a/b", str(A)]),
+        (errors.LayerUnknown("a/b", A, "why"), {"digest": A}, ["why"]),
+        (errors.LayerExists("a/b", A), {"name": "a/b", "digest": A}, ["a/b", str(A)]),
+        (errors.LayerUploadUnknown("a/b", "id"), {"name": "a/b", "uuid": "id"}, ["a/b", "id"]),
+        (errors.LayerUploadInvalid("a/b", "id", "why"), {"name": "a/b", "uuid": "id"}, ["a/b", "id", "why"]),
+        (errors.LayerUploadBusy("a/b", "id", "why"), {"name": "a/b", "uuid": "id"}, ["a/b", "id", "why"]),
+        (errors.LayerInvalidDigest(A, B, 7), {"expected": A, "actual": B, "size": 7}, [str(A), str(B), "7"]),
+        (errors.LayerInvalidLength(7, 8), {"expected": 7, "actual": 8}, ["7", "8"]),
+        (errors.LayerTarSumVersionUnsupported("tarsum.v9+sha256:00"), {}, ["tarsum.v9+sha256:00"]),
+        (errors.LayerClosed("upload id"), {}, ["upload id"]),
+        (errors.BlobUnknown(A), {"digest": A}, [str(A)]),
+        (errors.LinkInvalid("/a/link", "why"), {"path": "/a/link"}, ["/a/link", "why"]),
+        (errors.RepositoryUnknown("a/b"), {"name": "a/b"}, ["a/b"]),
+        (errors.RepositoryNotEmpty("a/b", "layers"), {"name": "a/b"}, ["a/b", "layers"]),
+        (errors.InvalidTag("-x", "why"), {"name": "-x", "reason": "why"}, ["tag", "-x", "why"]),
+        (errors.PathNotFound("/a"), {"path": "/a", "detail": ""}, ["/a"]),
+        (errors.ContentChanged("/a", "why"), {"path": "/a", "detail": "why"}, ["/a", "why"]),
+    ],
+)
+def test_an_error_carries_its_values(error: LayerfsError, values: dict[str, object], words: list[str]) -> None:
+    """As attributes for programs, in the message for people."""
+    for name, value in values.items():
+        assert getattr(error, name) == value
+    for word in words:
+        assert word in str(error)
+
+
+@pytest.mark.parametrize("hostile", ["a\nb", "\x1b[2J", "\udcff", "\u202e"])
+def test_a_message_is_one_printable_line(hostile: str) -> None:
+    """Names out of storage and off command lines are quoted: none reaches a terminal or a log unescaped."""
+    for error in (
+        errors.InvalidRepositoryName(hostile, "why"),
+        errors.PathNotFound(hostile),
+        errors.LinkInvalid(hostile, "why"),
+        errors.LayerUnknown(hostile, A),
+        errors.LayerUploadUnknown(hostile, hostile),
+        errors.RepositoryUnknown(hostile),
+        errors.RepositoryNotEmpty(hostile, "layers"),
+    ):
+        assert str(error).isprintable()
