@@ -16,7 +16,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from layerfs.errors import DeadlineExceeded, LayerfsError
+from layerfs.errors import DeadlineExceeded, LayerfsError, UnknownAttribute, UnsupportedAttribute
 from layerfs.fuse.errnos import errno_of
 
 #: One line for every operation that failed with anything but ENOENT.
@@ -25,8 +25,8 @@ log = logging.getLogger("layerfs.operations")
 #: Handlers without a deadline of their own: `forget` and `getxattr` never wait, `read` sets one when it has to.
 _NO_DEADLINE: Final = frozenset({"forget", "getxattr", "listxattr", "setxattr", "removexattr", "access", "read"})
 
-#: Answers that are not failures: programs ask for names and attributes to see whether they are there.
-_ORDINARY: Final = frozenset({errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP})
+#: Answers that are not failures: programs ask for attributes to see whether they are there.
+_ANSWERS: Final = (UnknownAttribute, UnsupportedAttribute)
 
 #: What an operator should look at; the rest is a client's mistake.
 _SERIOUS: Final = frozenset({errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT, errno.EMFILE, errno.EDQUOT})
@@ -95,9 +95,9 @@ def _silent(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 def failure(
     operations: GuardedOperations, operation: str, arguments: tuple[Any, ...], error: LayerfsError
 ) -> pyfuse3.FUSEError:
-    """The errno for `error`, which is logged and recorded unless it is an ordinary answer."""
+    """The errno for `error`, which is logged and recorded unless it only says that something is not there."""
     number = errno_of(error)
-    if number not in _ORDINARY:
+    if number != errno.ENOENT and not isinstance(error, _ANSWERS):
         name = errno.errorcode[number]
         path = operations.describe(operation, arguments)
         level = logging.WARNING if number in _SERIOUS else logging.INFO

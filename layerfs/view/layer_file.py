@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from layerfs.driver.interface import FileReader
-from layerfs.errors import BlobUnknown, LayerUnknown, NotPermitted
+from layerfs.errors import BlobUnknown, LayerUnknown, NotPermitted, ShortRead
 from layerfs.registry import LayerInfo
 from layerfs.registry.paths import LAYERS
 from layerfs.view.nodes import IMMUTABLE_TIMEOUT, Attributes, Handle, Node, file_attributes
@@ -56,6 +56,10 @@ class LayerFile(Node):
             reader = await self._state.registry.blobs.open(self.info.blob.digest)
         except BlobUnknown as error:
             raise LayerUnknown(self.repository, self.info.digest, "its blob is gone") from error
+        if reader.size < self.info.blob.size:
+            # The kernel believes the size that it was told: a reader would take the missing end for the end.
+            reader.close()
+            raise ShortRead(self.path, f"its blob has {reader.size} bytes left of {self.info.blob.size}")
         return LayerHandle(self._state, self.path, reader)
 
 
@@ -65,7 +69,7 @@ class LayerHandle(Handle):
     def __init__(self, state: MountState, path: str, reader: FileReader) -> None:
         self.path = path
         self._reader = reader
-        self._ahead = ReadAhead(reader, lambda task: state.start(task, f"read-ahead of {path}"))
+        self._ahead = ReadAhead(reader, state.read_ahead, lambda task: state.start(task, f"read-ahead of {path}"))
         # The way of a read that need not wait is one call, not two.
         self.read_nowait = reader.read_nowait  # type: ignore[method-assign]
 

@@ -75,7 +75,7 @@ class LayersDirectory(Directory):
         state = self._state
         state.check_writable()
         if not state.options.allow_delete:
-            raise NotPermitted(f"{self.path}/{name} can be removed only on a mount made with --allow-delete")
+            raise NotPermitted(f"{name!r} in {self.path} can be removed only on a mount made with --allow-delete")
         await self._service.delete(self._digest(name))
         self._state.layer_listings.forget(self.repository)
 

@@ -45,6 +45,9 @@ _WRITE_BEHIND: Final = 4 * STORE_SIZE
 #: the last close (RELEASE) only after `close` has returned.
 _RELEASE_GRACE: Final = 0.25
 
+#: Seconds for letting go of a file that could not be opened rightly.
+_CLOSE_DEADLINE: Final = 10.0
+
 #: Live uploads without a handle that are kept for their hashes.
 _IDLE_KEPT: Final = 1024
 
@@ -188,10 +191,7 @@ class LiveUploads:
                 await live.upload.close()
 
     async def _open_for_writing(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
-        live = self.live(name, uuid)
-        if live is None:
-            self._check_room()
-            live = await self._revive(name, uuid, file_name)
+        live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
         if live.writer is not None:
             await self._wait_for_release(live)
         self._check_room()
@@ -204,7 +204,10 @@ class LiveUploads:
             if flags & os.O_TRUNC:
                 await live.upload.truncate(0)
         except BaseException:
+            self._live.pop((name, uuid), None)
             self.writer_closed(live)
+            with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
+                await live.upload.close()
             raise
         live.error = ""
         self._start_hashing(live)
@@ -349,7 +352,7 @@ class UploadHandle(Handle):
         if self._reader is None or self._reader.size < offset + length:
             self._close_reader()
             self._reader = await self._open_reader()
-        return await self._reader.read(offset, length)
+        return await self._reader.read(offset, length) if self._reader is not None else b""
 
     async def write(self, offset: int, content: bytes) -> int:
         live = self._check_writer()
@@ -388,15 +391,20 @@ class UploadHandle(Handle):
         if live.writer is not self:
             return
         try:
-            if live.finished is not None:
-                return
-            if live.expected is not None:
-                await self._view.cancel(self._repository, live.upload.uuid)
-            elif live.upload.is_usable:
-                await live.upload.close_writer()
+            await self._let_go(live)
         finally:
             self._view.writer_closed(live)
             self._view.changed(self._repository)
+
+    async def _let_go(self, live: LiveUpload) -> None:
+        if live.finished is not None:
+            return
+        if live.expected is not None:
+            await self._view.cancel(self._repository, live.upload.uuid)
+        elif live.upload.is_usable:
+            await live.upload.close_writer()
+        else:
+            await live.upload.close()
 
     async def _flush(self) -> None:
         try:
@@ -405,10 +413,15 @@ class UploadHandle(Handle):
             self._live.error = str(error)
             raise
 
-    async def _open_reader(self) -> FileReader:
+    async def _open_reader(self) -> FileReader | None:
+        """The bytes in storage; None for an upload that has not even an empty file yet."""
         if self._live.finished is not None:
             return await self._view.state.registry.blobs.open(self._live.finished)
-        return await self._live.upload.open_reader()
+        try:
+            return await self._live.upload.open_reader()
+        except LayerUploadUnknown:
+            await self._view.stat(self._repository, self._live.upload.uuid)
+            return None
 
     def _close_reader(self) -> None:
         if self._reader is not None:

@@ -128,17 +128,17 @@ class Directory(Node):
         raise NotPermitted(f"directories cannot be made in {self.path or '/'}")
 
     async def remove_directory(self, name: str) -> None:
-        raise NotPermitted(f"{self.path}/{name} cannot be removed")
+        raise NotPermitted(f"{name!r} in {self.path or '/'} cannot be removed")
 
     async def remove(self, name: str) -> None:
-        raise NotPermitted(f"{self.path}/{name} cannot be removed")
+        raise NotPermitted(f"{name!r} in {self.path or '/'} cannot be removed")
 
     async def link(self, node: Node, name: str) -> Node:  # noqa: ARG002
         raise NotPermitted(f"nothing can be linked into {self.path or '/'}")
 
     async def rename(self, name: str, target: Directory, new_name: str, *, replace: bool) -> None:  # noqa: ARG002
         """Moves `name`. With `replace` false an existing target is `EntryExists`."""
-        raise NotPermitted(f"{self.path}/{name} cannot be moved")
+        raise NotPermitted(f"{name!r} in {self.path or '/'} cannot be moved")
 
 
 def directory_attributes(*, permissions: int, modified_at: int, timeout: float) -> Attributes:

@@ -20,11 +20,32 @@ from layerfs.errors import LayerfsError
 BLOCK: Final = 2 << 20
 _BLOCKS_AHEAD: Final = 3
 
+#: Blocks that all handles of a mount hold together at the most: 32 MiB.
+_BLOCKS_IN_ALL: Final = 16
+
 #: Reads in order before anything is fetched ahead: one could be a look at the head of the file.
 _SEQUENTIAL_AFTER: Final = 2
 
 #: Bytes by which a read may come before or after the one expected: the kernel sends several at once, in any order.
 _SLACK: Final = 4 << 20
+
+
+class ReadAheadBudget:
+    """How many blocks all handles of a mount may hold together, so that memory does not grow with open files."""
+
+    def __init__(self) -> None:
+        self._left = _BLOCKS_IN_ALL
+
+    def take(self) -> bool:
+        """One block, if there is one left."""
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        """A block that was taken is free again."""
+        self._left += 1
 
 
 class _Block:
@@ -35,10 +56,13 @@ class _Block:
 
 
 class ReadAhead:
-    """Reads of one handle. `start` runs a task in the background; memory is at most `_BLOCKS_AHEAD` + 1 blocks."""
+    """Reads of one handle. `start` runs a task in the background."""
 
-    def __init__(self, reader: FileReader, start: Callable[[Callable[[], Awaitable[None]]], None]) -> None:
+    def __init__(
+        self, reader: FileReader, budget: ReadAheadBudget, start: Callable[[Callable[[], Awaitable[None]]], None]
+    ) -> None:
         self._reader = reader
+        self._budget = budget
         self._start = start
         self._blocks: dict[int, _Block] = {}
         self._expected = 0
@@ -63,22 +87,27 @@ class ReadAhead:
 
     def close(self) -> None:
         """Forgets all blocks; those under way end by themselves."""
-        self._blocks.clear()
+        self._drop(list(self._blocks))
+
+    def _drop(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if self._blocks.pop(number, None) is not None:
+                self._budget.give_back()
 
     def _notice(self, offset: int, length: int) -> None:
         if abs(offset - self._expected) <= _SLACK:
             self._in_order += 1
         else:
             self._in_order = 0
-            self._blocks.clear()
+            self.close()
         self._expected = max(self._expected, offset + length) if self._in_order else offset + length
 
     def _fetch_ahead(self, offset: int) -> None:
         first = offset // BLOCK
-        for number in [number for number in self._blocks if number < first - 1]:
-            del self._blocks[number]
+        self._drop([number for number in self._blocks if number < first - 1])
         for number in range(first, first + _BLOCKS_AHEAD):
-            if number not in self._blocks and number * BLOCK < self._reader.size:
+            wanted = number not in self._blocks and number * BLOCK < self._reader.size
+            if wanted and self._budget.take():
                 self._blocks[number] = block = _Block()
                 self._start(functools.partial(self._fetch, number, block))
 
@@ -99,6 +128,6 @@ class ReadAhead:
         piece = block.content[start : start + length]
         if block.error is not None or not piece:
             # Failed, or given up at shutdown: this read asks for itself, and its error is its own.
-            self._blocks.pop(number, None)
+            self._drop([number])
             return await self._reader.read(offset, min(length, BLOCK - start))
         return piece

@@ -15,6 +15,7 @@ import trio
 from layerfs.errors import LayerfsError, ReadOnlyMount
 from layerfs.registry import LayerService, Registry, UploadInfo
 from layerfs.view.nodes import DirectoryEntry, Node
+from layerfs.view.readahead import ReadAheadBudget
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class MountState:
         self.fresh_repositories: set[str] = set()
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.upload_listings: ExpiringListings[UploadInfo] = ExpiringListings(options.metadata_ttl)
+        self.read_ahead = ReadAheadBudget()
         #: Told when a file has become another one, an upload a layer. Set by the tree.
         self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005
         self._nursery = nursery
