@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "layerfs"
-        exit_code = _fail(ExitCode.USAGE, f"{error.format_message()} (see '{command} --help')")
+        exit_code = _fail(ExitCode.USAGE, f"{error.format_message().rstrip('.')} (see '{command} --help')")
     except (click.Abort, KeyboardInterrupt):
         exit_code = _fail(ExitCode.INTERRUPTED, "interrupted")
     sys.exit(exit_code)
@@ -81,7 +81,7 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
 @_flag("-r", "--read-only", explanation="Answer every change with 'Read-only file system'.")
 @_flag("--allow-delete", explanation="Let 'rm' remove a layer from its repository (never its bytes).")
 @_flag("--allow-other", explanation="Let other users than this one use the mount.")
-@_flag("--create", explanation="Begin an empty registry if SOURCE is empty or missing.")
+@_flag("--create", explanation="Begin an empty registry in SOURCE if it holds none.")
 @_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
 @_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")
 @_value("--umask", "OCTAL", "Permissions that nothing in the mount has [default: 022].")
@@ -112,6 +112,10 @@ def mount(daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: A
     if verbose:
         fields["log_level"] = "debug"
     settings = MountConfig(**fields)
+    if not settings.source or not settings.mountpoint:
+        raise click.UsageError("SOURCE and MOUNTPOINT must not be empty")
+    if settings.create and settings.read_only:
+        raise click.UsageError("--create makes a registry, which --read-only forbids: use one of them")
     if daemon:
         outcome = detach.run_detached(lambda ready: _serve(settings, ready, detached=True), died=ExitCode.FAILED)
     else:

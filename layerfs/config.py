@@ -35,7 +35,7 @@ class MountConfig:
     allow_delete: bool = False
     #: Other users than the one who mounts may use the mount.
     allow_other: bool = False
-    #: An empty or missing source becomes an empty registry.
+    #: A source without a registry gets an empty one.
     create: bool = False
     #: Owner of everything in the mount.
     uid: int = field(default_factory=os.geteuid)

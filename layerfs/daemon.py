@@ -273,35 +273,43 @@ class _Daemon:
 
 @asynccontextmanager
 async def _open_registry(config: MountConfig) -> AsyncIterator[Registry]:
+    source = local_path(config.source) or config.source
     try:
-        driver, registry = await _find_registry(config.source, create=config.create)
+        driver, registry = await _find_registry(source, create=config.create)
     except LayerfsError as error:
-        raise SourceUnusable(f"cannot mount {display_name(config.source)!r}: {error}") from error
+        name = display_name(source)
+        # What a driver says may quote the source as it was given, credentials and all.
+        reason = str(error).replace(source, name)
+        raise SourceUnusable(f"cannot mount {name!r}: {reason}{_advice(source, error)}") from error
     try:
         yield registry
     finally:
         await _close(driver)
 
 
+def _advice(source: str, error: LayerfsError) -> str:
+    match error:
+        case PathNotFound() if os.path.exists(source):
+            return ". It is not a directory: name the root directory of a registry's storage"
+        case PathNotFound():
+            return ". Check the name, or begin an empty registry there with --create"
+        case AccessDenied():
+            return ". Mount as a user who may use it, such as the one that the registry runs as"
+        case _:
+            return ""
+
+
 async def _find_registry(source: str, *, create: bool) -> tuple[StorageDriver, Registry]:
     """The registry in `source`; raises `NotARegistry` with the right source if this one lies inside a storage."""
     try:
         return await _open(source, create=False)
-    except (NotARegistry, PathNotFound) as error:
+    except (NotARegistry, PathNotFound):
         storage = await _storage_around(source)
         if storage is not None:
             raise NotARegistry(f"it is a folder inside a registry's storage; mount {display_name(storage)!r}") from None
         if not create:
-            raise _with_advice(error) from error
+            raise
     return await _open(source, create=True)
-
-
-def _with_advice(error: LayerfsError) -> LayerfsError:
-    if isinstance(error, PathNotFound):
-        return NotARegistry(
-            "there is no such directory: check the name, or begin an empty registry there with --create"
-        )
-    return error
 
 
 async def _storage_around(source: str) -> str | None:

@@ -304,6 +304,11 @@ def check_fuse(*, allow_other: bool) -> None:
         )
     if os.geteuid() == 0:
         return
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise MountpointError(
+            "/dev/fuse may not be opened by this user: give it the usual mode with 'chmod 666 /dev/fuse' "
+            "(everybody only reaches mounts of his own through it), or mount as root"
+        )
     if shutil.which("fusermount3") is None:
         raise MountpointError(
             "an ordinary user needs fusermount3 to mount: install the package fuse3, or mount as root"
