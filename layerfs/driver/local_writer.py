@@ -19,7 +19,8 @@ from layerfs.errors import ContentChanged, InvalidOffset
 
 _Arguments = TypeVarTuple("_Arguments")
 
-#: Bytes after which the disk is told to begin writing, so that the last fsync has little left to do.
+#: Bytes after which the disk is told to begin writing, so that the last fsync has little left to do: 0.02-0.06 s
+#: instead of 0.5 s after 1 GiB, and 0.5 s instead of 1.2 s for all of it (measured on ext4; 16 MiB is no different).
 WRITE_BACK_EVERY: Final = 8 << 20
 
 _SYNC_FILE_RANGE_WRITE: Final = 2

@@ -19,6 +19,8 @@ def open_driver(source: str, *, create: bool = False) -> StorageDriver:
     if "://" not in source:
         return LocalDriver(_given(source, source), create=create)
     scheme = source.partition("://")[0].lower()
+    if not scheme:
+        raise UnknownSource(source, "no scheme before ://")
     if scheme == "file":
         return LocalDriver(_given(_file_url_path(source), source), create=create)
     if scheme == "memory":

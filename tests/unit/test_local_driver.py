@@ -68,7 +68,8 @@ def tmpfs(path: Path, options: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", path], check=True)
+        # Lazily: what a test that fails leaves open must not keep it.
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 def open_descriptors() -> set[str]:

@@ -1,0 +1,128 @@
+"""What only the driver over fsspec has to do: distrust its libraries."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from layerfs.driver.fsspec import FsspecDriver
+from layerfs.errors import AccessDenied, BackendFailure, NotRegularFile, PathNotFound, ShortRead
+
+
+class Faulty(MemoryFileSystem):
+    """Fails as its `failure` says; counts the requests for content."""
+
+    protocol = "faulty"
+    failure: Exception | None = None
+    truncates = False
+    requests = 0
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.removeprefix("faulty://"))
+        return stripped
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        if self.failure:
+            raise self.failure
+        info: dict[str, Any] = super().info(path, **options)
+        return info
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        type(self).requests += 1
+        content: bytes = super().cat_file(path, start=start, end=end, **options)
+        return content[:-1] if self.truncates else content
+
+
+fsspec.register_implementation("faulty", Faulty)
+
+
+class VendorError(Exception):
+    """As the libraries of object stores have them: no OSError."""
+
+
+@pytest.fixture
+def faulty() -> FsspecDriver:
+    return FsspecDriver(f"faulty://{uuid.uuid4()}")
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (FileNotFoundError("x"), PathNotFound),
+        (PermissionError("Forbidden"), AccessDenied),
+        (OSError("whatever"), BackendFailure),
+        (TimeoutError(), BackendFailure),
+        (VendorError("refused"), BackendFailure),
+        (KeyError("/"), BackendFailure),
+    ],
+)
+async def test_errors_without_a_number(
+    faulty: FsspecDriver, monkeypatch: pytest.MonkeyPatch, failure: Exception, expected: type[Exception]
+) -> None:
+    """Are told apart by type, and none gets out as it is."""
+    monkeypatch.setattr(Faulty, "failure", failure)
+    with pytest.raises(expected):
+        await faulty.stat("/a")
+    assert [type(found) for found in await faulty.stat_many(["/a", "/b"])] == [expected, expected]
+
+
+async def test_a_truncated_answer(faulty: FsspecDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is an error, not content."""
+    await faulty.put_content("/a", b"content")
+    reader = await faulty.open("/a")
+    monkeypatch.setattr(Faulty, "truncates", True)
+    with pytest.raises(ShortRead):
+        await faulty.get_content("/a", limit=10)
+    with pytest.raises(ShortRead):
+        await reader.read(0, 3)
+
+
+async def test_nothing_is_requested_beyond_the_end(faulty: FsspecDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Object stores answer that with an error, each with its own."""
+    await faulty.put_content("/empty", b"")
+    await faulty.put_content("/a", b"content")
+    monkeypatch.setattr(Faulty, "requests", 0)
+    assert await faulty.get_content("/empty", limit=10) == b""
+    reader = await faulty.open("/a")
+    assert await reader.read(7, 10) == b""
+    assert await reader.read(3, 0) == b""
+    assert Faulty.requests == 0
+
+
+async def test_names_that_cannot_be_asked_for_are_not_listed(faulty: FsspecDriver) -> None:
+    """Keys of an object store can be anything."""
+    await faulty.put_content("/a/good", b"")
+    store = faulty._store.fs.store
+    directory = next(key for key in store if key.endswith("/a/good")).removesuffix("/good")
+    for name in ("new\nline", "..", ".", "co:lon", "ü", " "):
+        faulty._store.fs.pipe_file(f"{directory}/{name}", b"")
+        faulty._store.fs.pipe_file(f"{directory}/sub{name}/below", b"")
+    assert sorted(entry.name for entry in await faulty.list("/a")) == ["good", "sub.", "sub.."]
+
+
+async def test_what_others_do_is_seen_at_once(tmp_path: Path) -> None:
+    """No listing is kept."""
+    driver = FsspecDriver(f"file://{tmp_path}")
+    assert await driver.list("/") == []
+    (tmp_path / "a").write_bytes(b"")
+    assert [entry.name for entry in await driver.list("/")] == ["a"]
+
+
+async def test_links_and_fifos_are_refused_where_they_are_shown(tmp_path: Path) -> None:
+    """As far as the library tells."""
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    driver = FsspecDriver(f"file://{tmp_path}")
+    assert [entry.name for entry in await driver.list("/")] == ["file"]
+    for path in ("/link", "/fifo"):
+        for method in (driver.stat(path), driver.get_content(path, limit=10), driver.open(path), driver.seal(path)):
+            with pytest.raises(NotRegularFile):
+                await method
