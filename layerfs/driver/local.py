@@ -168,10 +168,12 @@ def _get_content(root: Root, path: str, limit: int) -> bytes:
 
 
 def _content(root: Root, path: str, limit: int) -> bytes:
-    number, _ = root.open_regular(path, os.O_RDONLY)
+    number, status = root.open_regular(path, os.O_RDONLY)
     try:
-        # One more than allowed tells, whatever size the file has by now.
-        content = read_exactly(number, limit + 1, 0)
+        content = b"" if status.st_size > limit else os.pread(number, status.st_size + 1, 0)
+        if len(content) != status.st_size:
+            # It is too large, or has just changed. One byte more than allowed tells, whatever size it has by now.
+            content = read_exactly(number, limit + 1, 0)
     finally:
         os.close(number)
     if len(content) > limit:

@@ -63,8 +63,6 @@ def read_range(descriptor: Descriptor, path: str, offset: int, length: int) -> b
 class LocalReader(FileReader):
     """A descriptor and its size; the descriptor is closed at the latest when nobody has the reader any more."""
 
-    __slots__ = ("_cached", "_descriptor", "_limiter", "_path", "size")
-
     def __init__(
         self, path: str, descriptor: Descriptor, size: int, cached: CachedReads, limiter: trio.CapacityLimiter
     ) -> None:

@@ -11,8 +11,8 @@ A lease can be broken, and between verification and rename somebody may begin to
 
 1. sync the content; make the directory of the destination; see that the lease is undisturbed;
 2. rename; sync both directories;
-3. see that the lease is still undisturbed, and that it was this file that was renamed. From now on nobody finds the
-   file under the name of the upload any more. Close it, and with that give the lease back.
+3. see that the lease is still undisturbed. From now on nobody finds the file under the name of the upload any more.
+   Close it, and with that give the lease back.
 
 If at 1 or 3 somebody is waiting for the lease, the file must not stay published, because he gets it in the end. But
 while he waits nothing can change: the bytes are copied into a new file, which takes the destination. Giving the lease
@@ -167,11 +167,8 @@ class _LeasedFile(_LocalSealedFile):
             os.rename(name, target_name, src_dir_fd=directory, dst_dir_fd=target)
             os.fsync(target)
             os.fsync(directory)
-            try:
-                self._check_identity(number, target, target_name)
-            except ContentChanged:
-                self._rename_back(destination)
-                raise
+        # What is at the destination now need not be this file: another node may have published the same content over
+        # it already, and that one is as good and must stay.
 
     def _check_identity(self, number: int, directory: int, name: str) -> None:
         """Raises `ContentChanged` if another file has taken the place of the one that was verified."""
@@ -182,12 +179,16 @@ class _LeasedFile(_LocalSealedFile):
         if not os.path.samestat(os.fstat(number), found):
             raise ContentChanged(self._path, "it was replaced")
 
-    def _rename_back(self, destination: str) -> None:
-        """Undoes a publication: what was an upload is one again, to be verified again."""
+    def _rename_back(self, number: int, destination: str) -> None:
+        """Undoes a publication: what was an upload is one again, to be verified again.
+
+        Not if the destination is somebody else's by now.
+        """
         with (
             self._root.parent(destination) as (target, target_name),
             self._root.parent(self._path, create=True) as (directory, name),
         ):
+            self._check_identity(number, target, target_name)
             os.rename(target_name, name, src_dir_fd=target, dst_dir_fd=directory)
             os.fsync(directory)
             os.fsync(target)
@@ -209,7 +210,7 @@ class _LeasedFile(_LocalSealedFile):
             finally:
                 scratch.discard()
         except BaseException:
-            self._rename_back(destination)
+            self._rename_back(number, destination)
             raise
 
     def _copy(self, number: int, destination: str) -> Scratch:

@@ -281,19 +281,26 @@ async def test_deleting_a_directory_follows_no_link(driver: LocalDriver, root: P
     assert (outside / "secret").read_bytes() == b"secret"
 
 
-async def test_a_directory_too_deep_to_be_deleted_is_an_error(driver: LocalDriver, root: Path) -> None:
-    """Whoever made it: not a crash."""
-    depth = 1500
-    directory = os.open(root, os.O_RDONLY)
-    for _ in range(depth):
+@pytest.fixture
+def deep_directory() -> Iterator[Path]:
+    """A directory with 1,500 others in each other; not below `tmp_path`, which could not be removed either."""
+    path = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    directory = os.open(path, os.O_RDONLY)
+    for _ in range(1500):
         os.mkdir("d", dir_fd=directory)
         deeper = os.open("d", os.O_RDONLY, dir_fd=directory)
         os.close(directory)
         directory = deeper
     os.close(directory)
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+async def test_a_directory_too_deep_to_be_deleted_is_an_error(deep_directory: Path) -> None:
+    """Whoever made it: not a crash."""
+    driver = LocalDriver(str(deep_directory))
     with pytest.raises((BackendFailure, TooManyOpenFiles)):
         await driver.delete("/d")
-    subprocess.run(["rm", "-rf", root / "d"], check=True)
 
 
 async def test_only_names_that_can_be_asked_for_are_listed(driver: LocalDriver, root: Path) -> None:
