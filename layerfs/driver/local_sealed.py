@@ -204,13 +204,25 @@ class _LeasedFile(_LocalSealedFile):
     def _replace_by_copy(self, number: int, destination: str) -> None:
         try:
             scratch = self._copy(number, destination)
-            try:
-                scratch.move_to(destination)
-                self._give_lease_back(number)
-            finally:
-                scratch.discard()
         except BaseException:
             self._rename_back(number, destination)
+            raise
+        try:
+            with scratch.descriptor as copy:
+                self._take_its_place(number, scratch, copy, destination)
+        finally:
+            scratch.discard()
+
+    def _take_its_place(self, number: int, scratch: Scratch, copy: int, destination: str) -> None:
+        try:
+            scratch.move_to(destination)
+        except BaseException:
+            self._rename_back(number, destination)
+            raise
+        try:
+            self._give_lease_back(number)
+        except ContentChanged:
+            self._rename_back(copy, destination)
             raise
 
     def _copy(self, number: int, destination: str) -> Scratch:

@@ -11,13 +11,26 @@ No mount, no daemon and no task of its own is needed; all of it runs in the call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from layerfs.driver.interface import Entry, StorageDriver
-from layerfs.errors import NotARegistry, NotRegularFile, PathNotEmpty, PathNotFound, RepositoryNotEmpty, RepositoryUnknown
-from layerfs.names import check_repository_name, check_stored_repository_name, is_stored_component
+from layerfs.errors import (
+    LayerfsError,
+    NotARegistry,
+    NotRegularFile,
+    PathNotEmpty,
+    PathNotFound,
+    RepositoryNotEmpty,
+    RepositoryUnknown,
+)
+from layerfs.names import (
+    REPOSITORY_NAME_LENGTH,
+    check_repository_name,
+    check_stored_repository_name,
+    is_stored_component,
+)
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layers import LayerService
 from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
@@ -74,7 +87,7 @@ class Registry:
         return Repository(name, LayerService(name, self.driver, self.blobs, self._uploads))
 
     async def has_directory(self, name: str) -> bool:
-        """Whether `name` is a repository or the beginning of one's name, in storage that has directories an empty one."""
+        """Whether `name` is a repository or the beginning of one's name; even without any, where directories exist."""
         try:
             return (await self.driver.stat(RepositoryDirectory(name).path)).is_directory
         except (PathNotFound, NotRegularFile):
@@ -106,45 +119,80 @@ class Registry:
                 listing = await self.list(name)
             except RepositoryUnknown:
                 continue
-            if listing.is_repository and tuple(name.split("/")) > after:
+            if name and listing.is_repository and tuple(name.split("/")) > after:
                 yield name
             below = [f"{name}/{component}" if name else component for component in listing.components]
+            # No longer ones, which no registry makes: somebody's maze would take us beyond what the system can open.
+            below = [child for child in below if len(child) <= REPOSITORY_NAME_LENGTH]
             waiting.extend(reversed([child for child in below if _may_hold_later(child, after)]))
 
     async def create_repository(self, name: str) -> None:
         """Makes an empty repository, known to registries of both generations. Raises `InvalidRepositoryName`."""
         check_repository_name(name)
-        await make_repository(self.driver, name)
+        try:
+            await make_repository(self.driver, name)
+        except LayerfsError:
+            # Half a repository could not be completed by making it again: it exists.
+            with contextlib.suppress(LayerfsError):
+                await self._remove_empty(name)
+            raise
 
     async def remove_repository(self, name: str) -> None:
-        """Removes a repository, or beginning of names, that holds nothing. Raises `RepositoryNotEmpty` and changes nothing."""
+        """Removes a repository, or beginning of names, that holds nothing.
+
+        Raises `RepositoryNotEmpty`, and changes nothing. What registries leave of cancelled uploads is nothing; a link
+        that leads nowhere is something, because it may be the storage of blobs that is not there.
+        """
         listing = await self.list(name)
         if listing.components:
             raise RepositoryNotEmpty(name, f"repository {name}/{listing.components[0]}")
-        layers = self.repository(name).layers
-        if await layers.list():
-            raise RepositoryNotEmpty(name, "layers")
-        if await layers.uploads():
+        if await self.repository(name).layers.uploads():
             raise RepositoryNotEmpty(name, "uploads")
-        if await self._has_files(RepositoryDirectory(name).manifests):
-            raise RepositoryNotEmpty(name, "manifests or tags")
+        directory = RepositoryDirectory(name)
+        for entry in await self.driver.list(directory.path):
+            path = f"{directory.path}/{entry.name}"
+            if path != directory.uploads and (not entry.is_directory or await self._has_files(path)):
+                raise RepositoryNotEmpty(name, f"files in {entry.name!r}")
         await self._remove_empty(name)
 
     async def demote_repository(self, name: str) -> None:
         """Makes a repository without anything in it a mere beginning of names again, if it still is that."""
         directory = RepositoryDirectory(name)
-        for path in (directory.manifests, directory.layers):
-            try:
-                await self.driver.remove_directory(path)
-            except (PathNotFound, PathNotEmpty):
+        with contextlib.suppress(PathNotFound):
+            if any(entry.name == UPLOADS for entry in await self.driver.list(directory.path)):
                 return
+        await self._remove_directories_together(name, (directory.layers, directory.manifests))
 
     async def _remove_empty(self, name: str) -> None:
         directory = RepositoryDirectory(name)
         with contextlib.suppress(PathNotFound):
             await self._uploads.remove_ghosts(name)
-        for path in (directory.uploads, directory.manifests, directory.layers, directory.path):
-            await self._remove_directories(path)
+        if not await self._remove_directories_together(
+            name, (directory.uploads, directory.layers, directory.manifests)
+        ):
+            raise RepositoryNotEmpty(name, "something that is not shown")
+        try:
+            await self._remove_directories(directory.path)
+        except PathNotEmpty as error:
+            raise RepositoryNotEmpty(name, "something that was just put there") from error
+
+    async def _remove_directories_together(self, name: str, paths: Sequence[str]) -> bool:
+        """Removes trees of empty directories, and whether that worked; if not, the repository is whole again.
+
+        One that has only `_layers`, or only `_manifests`, loses its blobs to the garbage collection of a registry of
+        the other generation.
+        """
+        for path in paths:
+            if await self._has_files(path):
+                return False
+        try:
+            for path in paths:
+                await self._remove_directories(path)
+        except PathNotEmpty:
+            # Somebody was faster than we were.
+            await make_repository(self.driver, name)
+            return False
+        return True
 
     async def _has_files(self, path: str) -> bool:
         try:
