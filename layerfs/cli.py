@@ -125,10 +125,12 @@ def mount(daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: A
 
 def _serve(settings: MountConfig, ready: Callable[[], None], *, detached: bool) -> Outcome:
     try:
+        if settings.log_file is not None:
+            mountpoints.check_log_file(settings.log_file, settings.mountpoint)
         logs.configure(
             level=settings.log_level, log_format=settings.log_format, log_file=settings.log_file, detached=detached
         )
-    except logs.LogUnavailable as error:
+    except (mountpoints.MountpointError, logs.LogUnavailable) as error:
         return Outcome(ExitCode.USAGE, str(error))
 
     from layerfs import daemon

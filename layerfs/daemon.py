@@ -22,9 +22,8 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from layerfs import logs
 from layerfs import mountpoint as mountpoints
-from layerfs.config import InvalidOption, MountConfig
+from layerfs.config import MountConfig
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.sources import open_driver
 from layerfs.errors import (
@@ -61,8 +60,6 @@ _SPARE_DESCRIPTORS: Final = 1024
 _USER_ERRORS: Final = (
     AccessDenied,
     InvalidName,
-    InvalidOption,
-    logs.LogUnavailable,
     mountpoints.MountpointError,
     NotARegistry,
     NotRegularFile,
@@ -105,7 +102,6 @@ def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
         storage = local_path(config.source)
         mountpoints.check_fuse(allow_other=config.allow_other)
         mountpoint = mountpoints.prepare(config.mountpoint, storage=storage)
-        _check_log_file(config.log_file, mountpoint)
         _raise_descriptor_limit(config.max_handles + config.max_uploads + _SPARE_DESCRIPTORS)
         trio.run(_Daemon(config, mountpoint, on_ready).serve)
     except BaseException as error:
@@ -340,11 +336,6 @@ async def _close(driver: StorageDriver) -> None:
 
 
 # --- the process ---------------------------------------------------------------------------------------------
-
-
-def _check_log_file(log_file: str | None, mountpoint: str) -> None:
-    if log_file is not None and os.path.realpath(log_file).startswith(mountpoint.rstrip("/") + "/"):
-        raise InvalidOption(f"the log file {log_file!r} is inside the mountpoint: the daemon would wait for itself")
 
 
 def _raise_descriptor_limit(wanted: int) -> None:

@@ -292,6 +292,17 @@ def _place(path: str, mounts: Iterable[Mount]) -> tuple[str, str] | None:
     return None
 
 
+def check_log_file(log_file: str, mountpoint: str) -> None:
+    """Raises `MountpointError` if the log would be written into the mount that it is about."""
+    mounts = read_mounts()
+    path = resolve(mountpoint, mounts)
+    if _is_within(resolve(os.path.dirname(log_file), mounts), path):
+        raise MountpointError(
+            f"the log file {log_file!r} is inside the mountpoint {path!r}: the daemon would wait for its own answers; "
+            "choose a file elsewhere"
+        )
+
+
 # --- may this user mount at all ------------------------------------------------------------------------------
 
 
