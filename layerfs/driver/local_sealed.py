@@ -172,26 +172,26 @@ class _LeasedFile(_LocalSealedFile):
 
     def _check_identity(self, number: int, directory: int, name: str) -> None:
         """Raises `ContentChanged` if another file has taken the place of the one that was verified."""
-        try:
-            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        except FileNotFoundError as error:
-            raise ContentChanged(self._path, "it was removed") from error
+        found = _identity(directory, name)
+        if found is None:
+            raise ContentChanged(self._path, "it was removed")
         if not os.path.samestat(os.fstat(number), found):
             raise ContentChanged(self._path, "it was replaced")
 
-    def _rename_back(self, number: int, destination: str) -> None:
+    def _rename_back(self, destination: str, ours: list[os.stat_result]) -> None:
         """Undoes a publication: what was an upload is one again, to be verified again.
 
-        Not if the destination is somebody else's by now.
+        Not if what is at the destination is none of `ours` by now.
         """
         with (
             self._root.parent(destination) as (target, target_name),
             self._root.parent(self._path, create=True) as (directory, name),
         ):
-            self._check_identity(number, target, target_name)
-            os.rename(target_name, name, src_dir_fd=target, dst_dir_fd=directory)
-            os.fsync(directory)
-            os.fsync(target)
+            found = _identity(target, target_name)
+            if found is not None and any(os.path.samestat(found, status) for status in ours):
+                os.rename(target_name, name, src_dir_fd=target, dst_dir_fd=directory)
+                os.fsync(directory)
+                os.fsync(target)
 
     def _publish_copy(self, number: int, destination: str) -> None:
         scratch = self._copy(number, destination)
@@ -202,27 +202,17 @@ class _LeasedFile(_LocalSealedFile):
             scratch.discard()
 
     def _replace_by_copy(self, number: int, destination: str) -> None:
+        ours = [os.fstat(number)]
         try:
             scratch = self._copy(number, destination)
+            try:
+                ours.append(os.fstat(scratch.descriptor.number))
+                scratch.move_to(destination)
+                self._give_lease_back(number)
+            finally:
+                scratch.discard()
         except BaseException:
-            self._rename_back(number, destination)
-            raise
-        try:
-            with scratch.descriptor as copy:
-                self._take_its_place(number, scratch, copy, destination)
-        finally:
-            scratch.discard()
-
-    def _take_its_place(self, number: int, scratch: Scratch, copy: int, destination: str) -> None:
-        try:
-            scratch.move_to(destination)
-        except BaseException:
-            self._rename_back(number, destination)
-            raise
-        try:
-            self._give_lease_back(number)
-        except ContentChanged:
-            self._rename_back(copy, destination)
+            self._rename_back(destination, ours)
             raise
 
     def _copy(self, number: int, destination: str) -> Scratch:
@@ -242,3 +232,10 @@ class _LeasedFile(_LocalSealedFile):
     def _give_lease_back(self, number: int) -> None:
         if not lease.give_back(number):
             raise ContentChanged(self._path, "the lease on it was broken")
+
+
+def _identity(directory: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None

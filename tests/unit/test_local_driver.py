@@ -869,6 +869,24 @@ async def test_no_space_for_the_copy_that_a_foreign_writer_makes_necessary(
         came[0].end()
 
 
+async def test_the_same_content_published_twice_at_once(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another node's file over ours is as good, and stays."""
+    driver = LocalDriver(str(shared))
+    await put(driver, "/upload/data", b"content")
+    real = os.rename
+
+    def rename(*arguments: object, **options: object) -> None:
+        real(*arguments, **options)  # type: ignore[arg-type]
+        (shared / "other").write_bytes(b"content")
+        real(shared / "other", shared / "blob" / "data")
+
+    async with await driver.seal("/upload/data") as sealed:
+        monkeypatch.setattr(os, "rename", rename)
+        await sealed.publish("/blob/data")
+    assert (shared / "blob" / "data").read_bytes() == b"content"
+    assert os.listdir(shared / "upload") == []
+
+
 async def test_another_file_in_the_place_of_the_sealed_one(shared: Path) -> None:
     """It was not verified, so it is not published."""
     driver = LocalDriver(str(shared))
