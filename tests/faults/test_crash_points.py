@@ -131,7 +131,7 @@ def _dies_within(mount: Mount, seconds: float) -> bool:
 
 
 def _assert_right(result: Sweep, least: float) -> None:
-    assert result.problems == []
+    assert not result.problems, "\n".join(result.problems)
     total = result.killed + len(result.survived)
     assert result.killed >= least * total, f"only {result.killed} of {total} calls were reached: {result.survived}"
 

@@ -110,6 +110,17 @@ def _run(action: Callable[..., object], arguments: tuple[object, ...], output: i
         os._exit(0)
 
 
+def timed(action: Callable[..., object], *arguments: object) -> Outcome:
+    """The outcome of an action that is done here; for children that do several things."""
+    started = time.monotonic()
+    value, error = None, 0
+    try:
+        value = action(*arguments)
+    except OSError as failure:
+        error = failure.errno or errno.EIO
+    return Outcome(value, error, time.monotonic() - started)
+
+
 def attempt(action: Callable[..., object], *arguments: object, seconds: float = LIMIT) -> Outcome:
     """Does something that may hang or fail, in a child, and says what came of it."""
     return Child(action, *arguments).wait(seconds)

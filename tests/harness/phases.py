@@ -71,6 +71,7 @@ def _upload_and_damaged_blob(repository: MountedRepository) -> None:
 def _committed(repository: MountedRepository) -> None:
     _nothing(repository)
     repository.storage.put_layer(repository.name, data_of(repository))
+    repository.storage.make_repository(f"{repository.name}-target")
 
 
 # --- what is done ------------------------------------------------------------------------------------------------
@@ -125,7 +126,6 @@ def _make_repository(repository: MountedRepository) -> None:
 def _link_from_other(repository: MountedRepository) -> None:
     digest = digest_of(data_of(repository))
     target = repository.mount.path / f"{repository.name}-target" / "_layers"
-    os.makedirs(target.parent, exist_ok=True)
     os.link(repository.layer(digest), target / digest)
 
 
@@ -180,19 +180,41 @@ def _not_uploaded(repository: MountedRepository) -> str | None:
 
 
 def _not_committed(repository: MountedRepository) -> str | None:
-    repository.assert_stored(data_of(repository))
-    return None
+    left = _left_behind(repository)
+    return _not_stored(repository, "sha256") or (f"left in storage: {left}" if left else None)
 
 
 def _not_committed_by_sha512(repository: MountedRepository) -> str | None:
+    return _not_stored(repository, "sha512") or _not_committed(repository)
+
+
+def _not_created(repository: MountedRepository) -> str | None:
+    """An upload that an earlier try has left is somebody else's, as far as anyone can know."""
+    return _not_stored(repository, "sha256")
+
+
+def _not_stored(repository: MountedRepository, algorithm: str) -> str | None:
     data = data_of(repository)
-    repository.assert_stored(data, digest_of(data, "sha512"))
-    return None
+    canonical, digest = digest_of(data), digest_of(data, algorithm)
+    blob, link = repository.storage.blob(canonical), repository.storage.link(repository.name, digest)
+    if not blob.exists() or blob.read_bytes() != data:
+        return "the blob is not in storage"
+    if not link.exists() or link.read_text() != canonical:
+        return f"{digest} is not linked"
+    return None if repository.layer(digest).read_bytes() == data else f"{digest} reads otherwise"
 
 
 def _not_cancelled(repository: MountedRepository) -> str | None:
-    left = repository.storage.uploads(repository.name)
+    left = _left_behind(repository)
     return f"uploads: {repository.uploads}, in storage {left}" if repository.uploads or left else None
+
+
+def _left_behind(repository: MountedRepository) -> list[str]:
+    """What takes up space or can be seen. An empty directory may be left where removing it went wrong."""
+    directories = repository.storage.uploads(repository.name)
+    return [
+        str(path) for directory in directories for path in directory.iterdir() if path.name in ("data", "startedat")
+    ]
 
 
 def _not_renamed(repository: MountedRepository) -> str | None:
@@ -225,7 +247,7 @@ PHASES = [
     Phase("commit", _whole_upload, _commit, _upload_or_layer, _not_committed),
     Phase("commit-sha512", _whole_upload, _commit_by_sha512, _upload_or_layer, _not_committed_by_sha512),
     Phase("commit-over-damage", _upload_and_damaged_blob, _commit, _upload_or_layer, _not_committed),
-    Phase("create-by-digest", _nothing, _create_by_digest, _always, _not_committed),
+    Phase("create-by-digest", _nothing, _create_by_digest, _always, _not_created),
     Phase("cancel", _whole_upload, _cancel, _prefix, _not_cancelled),
     Phase("rename", _whole_upload, _rename, _all_is_there, _not_renamed),
     Phase("mkdir", _nothing, _make_repository, _always, _not_made),

@@ -38,10 +38,12 @@ BUGS: Final = {
             return real(descriptor, command, *argument)
         fcntl.fcntl = granted
     """,
-    # Links and blobs appear under their name before they are complete.
+    # Links appear under their name before they are complete.
     "written in place": """
         real = os.rename
         def rename(source, target, *, src_dir_fd=None, dst_dir_fd=None):
+            if target != "link":
+                return real(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
             descriptor = os.open(source, os.O_RDONLY, dir_fd=src_dir_fd)
             content = os.read(descriptor, 1 << 30)
             os.close(descriptor)
