@@ -21,7 +21,7 @@ class BlobInfo:
 
 
 class BlobStore:
-    """Blobs by their canonical digest. What is read is not verified against it; what is published was (see `uploads`)."""
+    """Blobs by their canonical digest. What is read is not verified against it; what is published was, by `uploads`."""
 
     def __init__(self, driver: StorageDriver) -> None:
         self._driver = driver

@@ -48,7 +48,7 @@ class Layer:
         self.digest = info.blob.digest
         #: Bytes.
         self.size = reader.size
-        self.created_at = datetime.fromtimestamp(info.blob.stored_at / 1e9, UTC)
+        self.created_at = _time(info.blob.stored_at)
         self.reader = reader
         self._offset = 0
         self._closed = False
@@ -88,6 +88,14 @@ class Layer:
             raise LayerClosed(f"layer {self.digest}")
 
 
+def _time(nanoseconds: int) -> datetime:
+    """The time, in UTC. Files can have times that `datetime` cannot hold; then it is the nearest that it can."""
+    try:
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.max.replace(tzinfo=UTC) if nanoseconds > 0 else datetime.min.replace(tzinfo=UTC)
+
+
 #: Algorithms other than the canonical one, whose links are aliases.
 _ALIASES: Final = tuple(algorithm for algorithm in HEX_LENGTHS if algorithm != CANONICAL)
 
@@ -110,7 +118,7 @@ class LayerService:
         return True
 
     async def stat(self, digest: Digest) -> LayerInfo:
-        """Raises `LayerUnknown` for a layer without a link or whose link leads nowhere, `LinkMismatch` for a false one."""
+        """Raises `LayerUnknown` if there is no link or it leads nowhere, `LinkMismatch` if it leads elsewhere."""
         path = LayerLink(self.name, digest).path
         try:
             canonical = _check_link(path, digest, await read_link(self._driver, path))

@@ -20,7 +20,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -33,8 +33,12 @@ from layerfs.driver.interface import ContentVersion, FileInfo, FileReader, FileW
 from layerfs.errors import (
     BackendFailure,
     BlobUnknown,
+    ContentChanged,
+    ContentTooLarge,
     DriverError,
     InvalidOffset,
+    InvalidPath,
+    InvalidUploadId,
     InvalidUploadName,
     LayerClosed,
     LayerfsError,
@@ -43,6 +47,8 @@ from layerfs.errors import (
     LayerUploadBusy,
     LayerUploadInvalid,
     LayerUploadUnknown,
+    LinkInvalid,
+    NotRegularFile,
     PathNotFound,
     UnsupportedByDriver,
 )
@@ -68,6 +74,11 @@ _STARTED_AT_LIMIT: Final = 64
 #: Seconds that the last steps of finishing may take once they have begun; they cannot be cancelled.
 _PUBLISH_DEADLINE: Final = 60.0
 
+#: Seconds that letting go of a file may take when its user was cancelled.
+_CLOSE_DEADLINE: Final = 10.0
+
+_Read: TypeAlias = Callable[[int, int], Awaitable[bytes]]
+
 
 @dataclass(frozen=True, slots=True)
 class UploadInfo:
@@ -87,7 +98,7 @@ class UploadInfo:
 
 # Named here because inside `UploadStore` the word `list` is its method.
 Uploads: TypeAlias = list[UploadInfo]
-FoundUploads: TypeAlias = list[UploadInfo | None]
+FoundUploads: TypeAlias = list[UploadInfo | DriverError | None]
 
 
 class UploadStore:
@@ -100,18 +111,29 @@ class UploadStore:
         self.hash_limiter = trio.CapacityLimiter(2)
 
     async def create(self, name: str, *, file_name: str | None = None) -> LayerUpload:
-        """Begins an upload to repository `name`; a `file_name` that is a UUID becomes its id."""
+        """Begins an upload to repository `name`; a `file_name` that is a UUID becomes its id.
+
+        Raises `LayerUploadBusy` if there is an upload of that id. If the storage fails, no upload is left of it.
+        """
         if file_name is not None:
             check_upload_name(file_name)
-        uuid = file_name if file_name is not None and is_uuid(file_name) else new_upload_id()
+        uuid = new_upload_id()
+        if file_name is not None and is_uuid(file_name):
+            uuid = file_name
+            await self._make_room(name, uuid)
         directory = UploadDirectory(name, uuid)
         started_at = datetime.now(UTC).replace(microsecond=0)
         await make_repository(self.driver, name)
         # `startedat` first: from here on it is an upload, which a registry purges if we die before the end.
         await self.driver.put_content(directory.started_at, started_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode())
-        if file_name not in (None, uuid):
-            await self.driver.put_content(directory.file_name, str(file_name).encode())
-        writer = await self.driver.writer(directory.data, append=False)
+        try:
+            if file_name not in (None, uuid):
+                await self.driver.put_content(directory.file_name, str(file_name).encode())
+            writer = await self.driver.writer(directory.data, append=False)
+        except DriverError:
+            with contextlib.suppress(DriverError):
+                await self.remove(name, uuid)
+            raise
         info = UploadInfo(name, uuid, file_name or uuid, started_at, 0, 0)
         return LayerUpload(self, info, writer)
 
@@ -124,6 +146,8 @@ class UploadStore:
         (info,) = await self._stat_many(name, [check_upload_id(uuid)])
         if info is None:
             raise LayerUploadUnknown(name, uuid)
+        if isinstance(info, DriverError):
+            raise info
         return info
 
     async def list(self, name: str) -> Uploads:
@@ -133,7 +157,12 @@ class UploadStore:
         except PathNotFound:
             return []
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
-        infos = [info for info in await self._stat_many(name, uuids) if info is not None]
+        found = await self._stat_many(name, [uuid for uuid in uuids if _is_upload_id(uuid)])
+        infos = [info for info in found if isinstance(info, UploadInfo)]
+        failures = [failure for failure in found if isinstance(failure, DriverError)]
+        if failures and not infos:
+            # One bad upload is left out; if nothing else is left, the listing has failed.
+            raise failures[0]
         return sorted(infos, key=lambda info: (info.started_at or datetime.min.replace(tzinfo=UTC), info.uuid))
 
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
@@ -160,26 +189,56 @@ class UploadStore:
             if entry.is_directory and all(isinstance(result, PathNotFound) for result in found):
                 await self.remove(name, entry.name)
 
+    async def _make_room(self, name: str, uuid: str) -> None:
+        """Sees that there is no upload of this id, nor anything left of one: its hash states would be wrong."""
+        try:
+            await self.stat(name, uuid)
+        except LayerUploadUnknown:
+            with contextlib.suppress(PathNotFound):
+                await self.driver.delete(UploadDirectory(name, uuid).path)
+        else:
+            raise LayerUploadBusy(name, uuid, "it was begun already")
+
     async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
         places = [UploadDirectory(name, uuid) for uuid in uuids]
         started = await self.driver.get_contents([place.started_at for place in places], limit=_STARTED_AT_LIMIT)
         names = await self.driver.get_contents([place.file_name for place in places], limit=FILE_NAME_LENGTH)
         data = await self.driver.stat_many([place.data for place in places])
         return [
-            None if isinstance(started_at, DriverError) else _upload_info(place, started_at, file_name, info)
+            _upload_info(place, started_at, file_name, info)
             for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
         ]
 
 
+#: What says that a file is not there, or that no registry has put it there. All else says that it cannot be known.
+_ABSENT: Final = (PathNotFound, NotRegularFile, InvalidPath)
+
+
 def _upload_info(
-    place: UploadDirectory, started_at: bytes, file_name: bytes | DriverError, data: FileInfo | DriverError
-) -> UploadInfo:
-    if isinstance(data, DriverError):
-        size = modified_at = 0
-    else:
+    place: UploadDirectory,
+    started_at: bytes | DriverError,
+    file_name: bytes | DriverError,
+    data: FileInfo | DriverError,
+) -> UploadInfo | DriverError | None:
+    """None where there is no upload, a `DriverError` where that cannot be known."""
+    if isinstance(started_at, _ABSENT):
+        return None
+    for found in (started_at, data):
+        if isinstance(found, DriverError) and not isinstance(found, (*_ABSENT, ContentTooLarge)):
+            return found
+    size = modified_at = 0
+    if isinstance(data, FileInfo):
         size, modified_at = data.size, data.modified_at
     shown = _parse_file_name(file_name) or place.uuid
     return UploadInfo(place.name, place.uuid, shown, _parse_time(started_at), size, modified_at)
+
+
+def _is_upload_id(text: str) -> bool:
+    try:
+        check_upload_id(text)
+    except InvalidUploadId:
+        return False
+    return True
 
 
 def _parse_file_name(content: bytes | DriverError) -> str | None:
@@ -191,7 +250,9 @@ def _parse_file_name(content: bytes | DriverError) -> str | None:
         return None
 
 
-def _parse_time(content: bytes) -> datetime | None:
+def _parse_time(content: bytes | DriverError) -> datetime | None:
+    if isinstance(content, DriverError):
+        return None
     try:
         time = datetime.fromisoformat(content.decode("ascii"))
     except ValueError:
@@ -229,6 +290,8 @@ class LayerUpload:
         # of the version that the writer keeps.
         self._hash: StreamingHash = new_hash()
         self._hash_version: ContentVersion | None = None
+        # Whether every byte under `_hash` went through this process; else it rests on a state that was found.
+        self._hash_is_proven = True
         self._stored_state_count = 0
         self._states_may_exist = writer is None
         self._lock = trio.Lock()
@@ -289,7 +352,7 @@ class LayerUpload:
         if offset == self.size:
             self._append(content)
             return
-        async with self._lock:
+        async with self._exclusively():
             await self._write_out_of_order(offset, content)
 
     async def truncate(self, size: int) -> None:
@@ -297,35 +360,30 @@ class LayerUpload:
         self._check_usable()
         if size == self.size:
             return
-        async with self._lock:
+        async with self._exclusively():
             await self._store_pending()
             writer = await self._writer_for_random_access(size)
-            await self._attempt(writer.truncate(size))
+            await self._attempt(writer.truncate(size), refusable=True)
             self.size = writer.size
-            self._forget_hash()
 
     async def open_writer(self) -> None:
         """Takes the place of the one writer now instead of at the first write, so that `size` is what storage has."""
-        self._check_usable()
-        async with self._lock:
+        async with self._exclusively():
             await self._open_writer()
 
     async def store(self) -> None:
         """Gives all that was taken to the driver, and hashes it. Not yet durable."""
-        self._check_usable()
-        async with self._lock:
+        async with self._exclusively():
             await self._store_pending()
 
     async def flush(self) -> None:
         """Returns when every byte taken is durable. Also stores the state of the hash, for whoever goes on."""
-        self._check_usable()
-        async with self._lock:
+        async with self._exclusively():
             await self._flush()
 
     async def close_writer(self) -> None:
         """Flushes, and lets go of the file, so that others may write or finish it. The next write opens it again."""
-        self._check_usable()
-        async with self._lock:
+        async with self._exclusively():
             await self._flush()
             await self._close_writer()
 
@@ -335,7 +393,7 @@ class LayerUpload:
         length = max(0, min(length, self.size - offset))
         if not length:
             return b""
-        async with self._lock:
+        async with self._exclusively():
             await self._store_pending()
             if self._reader is None or self._reader.size < offset + length:
                 self._close_reader()
@@ -356,14 +414,21 @@ class LayerUpload:
         """
         while self.is_usable and self._writer is not None and not self._finishing and self.hash_lag > 0:
             async with self._lock:
-                if self._writer is None or self.hash_lag <= 0:
+                if not self.is_usable or self._writer is None or not await self._hash_some():
                     return
-                reader = await self._driver.open(self._directory.data)
-                try:
-                    length = min(_READ_SIZE, reader.size - self._hash.count)
-                    await self._update_hash([await reader.read(self._hash.count, length)])
-                finally:
-                    reader.close()
+
+    async def _hash_some(self) -> bool:
+        """Hashes the next part of what is in storage; whether there was any."""
+        reader = await self._driver.open(self._directory.data)
+        try:
+            # The file can be shorter than it should be: it may have been cut by somebody else.
+            length = min(_READ_SIZE, self.hash_lag, reader.size - self._hash.count)
+            if length <= 0:
+                return False
+            await self._update_hash([await reader.read(self._hash.count, length)])
+        finally:
+            reader.close()
+        return True
 
     # --- ending ----------------------------------------------------------------------------------------------
 
@@ -377,6 +442,7 @@ class LayerUpload:
         self._finishing = True
         try:
             async with self._lock:
+                self._check_open()
                 await self._flush()
                 await self._close_writer()
                 self._close_reader()
@@ -385,27 +451,36 @@ class LayerUpload:
             self._finishing = False
 
     async def cancel(self) -> None:
-        """Deletes the upload and all its bytes. Works also after an error."""
+        """Deletes the upload and all its bytes. Works also after an error, and again if it fails itself."""
         if self._closed:
             raise LayerClosed(f"upload {self.uuid}")
+        # From here on nothing may be written: it would come back to life as a directory that nobody ever removes.
+        self._failure = LayerClosed(f"upload {self.uuid}")
         async with self._lock:
-            self._pending.clear()
+            if self._closed:
+                raise LayerClosed(f"upload {self.uuid}")
+            self._drop_pending()
             await self._close_writer()
             self._close_reader()
             await self._store.remove(self.name, self.uuid)
             self._closed = True
 
     async def close(self) -> None:
-        """Flushes and lets go; the upload can be resumed. May be called again, and after `finish` and `cancel`."""
+        """Flushes and lets go; the upload can be resumed. May be called again, and after `finish` and `cancel`.
+
+        Waits for a `finish` that is under way.
+        """
         if self._closed:
             return
         try:
-            if self._failure is None:
-                await self.flush()
+            async with self._lock:
+                if self.is_usable:
+                    await self._flush()
         finally:
             self._closed = True
             self._close_reader()
-            await self._close_writer()
+            with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
+                await self._close_writer()
 
     async def __aenter__(self) -> Self:
         return self
@@ -421,13 +496,14 @@ class LayerUpload:
         self._pending.append(content)
         self._pending_size += len(content)
         self.size += len(content)
-        self._flushed = False
 
     async def _store_pending(self) -> None:
         while self._pending:
             writer = await self._open_writer()
             batch, self._pending = self._pending, []
             start = writer.size
+            # Here, not where bytes are taken: they may be taken while an earlier flush is under way.
+            self._flushed = False
             await self._attempt(writer.write(batch))
             self._pending_size -= writer.size - start
             if self._hash.count == start:
@@ -442,9 +518,8 @@ class LayerUpload:
             self._append(content)
             return
         writer = await self._writer_for_random_access(offset)
-        await self._attempt(writer.write_at(offset, content))
-        self.size = max(self.size, offset + len(content))
-        self._forget_hash()
+        await self._attempt(writer.write_at(offset, content), refusable=True)
+        self.size = writer.size + self._pending_size
 
     async def _append_zeros(self, count: int) -> None:
         while count:
@@ -464,6 +539,9 @@ class LayerUpload:
             with contextlib.suppress(PathNotFound):
                 await self._driver.delete(self._directory.hash_states)
             self._states_may_exist = False
+        # Before the change, not after it: one that fails half-way has changed the file too.
+        self._forget_hash()
+        self._flushed = False
         return writer
 
     async def _flush(self) -> None:
@@ -476,26 +554,66 @@ class LayerUpload:
         await self._store_hash_state()
 
     async def _store_hash_state(self) -> None:
-        state = self._hash.state()
-        if state is None or self._hash.count != self.size or self._stored_state_count == self.size:
+        size, state = self.size, self._hash.state()
+        if state is None or self._hash.count != size or self._stored_state_count == size:
             return
+        # Before, because it may be there also if storing it is cancelled or fails.
+        self._states_may_exist = True
         try:
-            await self._driver.put_content(self._directory.hash_state(self.size), state)
+            await self._driver.put_content(self._directory.hash_state(size), state)
         except DriverError as error:
             # The bytes are safe, and a missing state only costs time.
-            _log.info("no hash state for upload %s at %d bytes: %s", self.uuid, self.size, error)
+            _log.info("no hash state for upload %s at %d bytes: %s", self.uuid, size, error)
             return
-        self._stored_state_count = self.size
-        self._states_may_exist = True
+        self._stored_state_count = size
 
     async def _open_writer(self) -> FileWriter:
         if self._writer is None:
+            await self._check_exists()
             writer = await self._driver.writer(self._directory.data, append=True)
-            if writer.version() is None or writer.version() != self._hash_version:
-                self._hash = await self._trusted_hash(writer.size)
+            try:
+                if writer.version() is None or writer.version() != self._hash_version:
+                    await self._take_over(writer)
+            except BaseException:
+                with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
+                    await writer.close()
+                raise
             self.size = writer.size + self._pending_size
             self._writer = writer
         return self._writer
+
+    async def _check_exists(self) -> None:
+        """Somebody else may have finished or cancelled it, and then it must not come back to life."""
+        try:
+            await self._driver.stat(self._directory.started_at)
+        except PathNotFound as error:
+            raise LayerUploadUnknown(self.name, self.uuid) from error
+
+    async def _take_over(self, writer: FileWriter) -> None:
+        """Goes on with a file that somebody else has written, or may have."""
+        if self._pending and writer.size != self.size - self._pending_size:
+            # They were taken for a place that is no longer the end.
+            error = ContentChanged(
+                self._directory.data, f"it has {writer.size} bytes, not {self.size - self._pending_size}"
+            )
+            self._fail(error)
+            raise error
+        self._hash = await self._trusted_hash(writer.size)
+        self._stored_state_count = 0
+        self._states_may_exist = True
+        # Whoever wrote these bytes may have been killed before they were durable.
+        self._flushed = self._flushed and not writer.size
+        await self._delete_states_ahead_of(writer.size)
+
+    async def _delete_states_ahead_of(self, size: int) -> None:
+        """Registries store a state before the data: what a crash leaves would be wrong for other bytes to come."""
+        try:
+            entries = await self._driver.list(os.path.dirname(self._directory.hash_state(0)))
+        except PathNotFound:
+            return
+        if any(not _is_count_up_to(size, entry.name) for entry in entries):
+            with contextlib.suppress(PathNotFound):
+                await self._driver.delete(self._directory.hash_states)
 
     async def _close_writer(self) -> None:
         writer, self._writer = self._writer, None
@@ -510,40 +628,61 @@ class LayerUpload:
 
     def _forget_hash(self) -> None:
         self._hash = new_hash()
+        self._hash_is_proven = True
         self._stored_state_count = 0
-        self._flushed = False
 
     async def _update_hash(self, buffers: Sequence[bytes]) -> None:
         # Not abandoned on cancellation: the thread would go on changing the hash behind our back.
         await trio.to_thread.run_sync(self._hash.update, buffers, limiter=self._store.hash_limiter)
 
-    async def _attempt(self, change: Awaitable[_Result]) -> _Result:
-        """Awaits a change of the file. If it fails nobody knows what the file is like, so the upload has failed."""
+    async def _attempt(self, change: Awaitable[_Result], *, refusable: bool = False) -> _Result:
+        """Awaits a change of the file. If it fails nobody knows what the file is like, so the upload has failed.
+
+        A `refusable` one may be refused by the driver without that: no byte that was taken before is lost with it.
+        """
         try:
             return await change
+        except (UnsupportedByDriver, InvalidOffset) as error:
+            if not refusable:
+                self._fail(error)
+            raise
         except BaseException as error:
             self._fail(error)
             raise
 
     def _fail(self, error: BaseException) -> None:
-        if isinstance(error, UnsupportedByDriver | InvalidOffset):
-            return
         if isinstance(error, LayerfsError):
             self._failure = error
         else:
             self._failure = BackendFailure(self._directory.data, "a write was interrupted")
+        self._drop_pending()
+
+    def _drop_pending(self) -> None:
+        self.size -= self._pending_size
         self._pending.clear()
         self._pending_size = 0
         if self._writer is not None:
             self.size = self._writer.size
 
+    @contextlib.asynccontextmanager
+    async def _exclusively(self) -> AsyncIterator[None]:
+        """Waits for its turn; and looks again then, because it may be finished, cancelled or closed by now."""
+        self._check_usable()
+        async with self._lock:
+            self._check_open()
+            yield
+
     def _check_usable(self) -> None:
+        self._check_open()
+        if self._finishing:
+            raise LayerUploadBusy(self.name, self.uuid, "it is being finished")
+
+    def _check_open(self) -> None:
         if self._closed:
             raise LayerClosed(f"upload {self.uuid}")
         if self._failure is not None:
-            raise self._failure
-        if self._finishing:
-            raise LayerUploadBusy(self.name, self.uuid, "it is being finished")
+            # Without the traceback of the last time, which would grow with each, and keep all that it refers to.
+            raise self._failure.with_traceback(None)
 
     # --- steps of finishing; the lock is held ---------------------------------------------------------------------
 
@@ -553,8 +692,7 @@ class LayerUpload:
         except PathNotFound:
             return await self._finish_again(digest, size)
         async with sealed:
-            if size is not None and size != sealed.size:
-                raise LayerInvalidLength(size, sealed.size)
+            _check_size(size, sealed.size)
             canonical = await self._verify(sealed, digest)
 
             async def publish() -> None:
@@ -567,15 +705,20 @@ class LayerUpload:
 
     async def _finish_again(self, digest: Digest, size: int | None) -> Digest:
         """Finishes where `data` is missing: it was published before a crash, or there never was a byte."""
-        canonical = digest if digest.is_canonical else await self._canonical_of(digest)
+        try:
+            await self._check_exists()
+        except LayerUploadUnknown:
+            return await self._finish_at_last(digest)
+        canonical = await self._canonical_of(digest)
         try:
             stored = await self._store.blobs.open(canonical)
         except BlobUnknown:
             if canonical != EMPTY:
                 raise LayerInvalidDigest(digest, EMPTY, 0) from None
+            _check_size(size, 0)
         else:
             try:
-                await self._verify_stored(stored, canonical, size)
+                await self._verify_stored(stored, canonical, digest, size)
             finally:
                 stored.close()
 
@@ -586,18 +729,36 @@ class LayerUpload:
         await self._publish(publish, canonical, digest)
         return canonical
 
-    async def _verify_stored(self, stored: FileReader, canonical: Digest, size: int | None) -> None:
-        if size is not None and size != stored.size:
-            raise LayerInvalidLength(size, stored.size)
-        self._hash, self._hash_version = new_hash(), None
+    async def _finish_at_last(self, digest: Digest) -> Digest:
+        """Finishes where the upload is gone: if that was the last step of an earlier try, there is the layer."""
+        try:
+            canonical = await read_link(self._driver, LayerLink(self.name, digest).path)
+            await self._store.blobs.stat(canonical)
+        except (PathNotFound, LinkInvalid, BlobUnknown) as error:
+            raise LayerUploadUnknown(self.name, self.uuid) from error
+        await self._store.remove(self.name, self.uuid)
+        self._closed = True
+        return canonical
+
+    async def _verify_stored(self, stored: FileReader, canonical: Digest, digest: Digest, size: int | None) -> None:
+        _check_size(size, stored.size)
+        self._forget_hash()
+        self._hash_version = None
         await self._hash_up_to(stored.size, stored.read)
         if self._hash.digest() != canonical:
             raise LayerInvalidDigest(canonical, self._hash.digest(), stored.size)
+        # Not only by the word of `committing`: it may be of an earlier try, by another digest.
+        if digest != canonical:
+            await self._verify_alias(digest, stored.size, stored.read)
 
     async def _canonical_of(self, digest: Digest) -> Digest:
+        if digest.is_canonical:
+            return digest
         try:
             return await read_link(self._driver, self._directory.committing)
-        except PathNotFound:
+        except (PathNotFound, LinkInvalid):
+            if digest == Digest.of(b"", digest.algorithm):
+                return EMPTY
             raise LayerUploadInvalid(
                 self.name, self.uuid, f"it has no data to verify {digest} with; cancel it and upload the layer again"
             ) from None
@@ -607,25 +768,33 @@ class LayerUpload:
         if sealed.version is None or sealed.version != self._hash_version or self._hash.count > sealed.size:
             self._hash, self._hash_version = await self._trusted_hash(sealed.size), sealed.version
         await self._hash_up_to(sealed.size, sealed.read)
+        if not self._hash_is_proven and self._hash.digest() != digest:
+            # Before content is called wrong, or called by another algorithm's name, it is read.
+            self._forget_hash()
+            await self._hash_up_to(sealed.size, sealed.read)
         canonical = self._hash.digest()
-        actual = canonical if digest.is_canonical else await self._digest_of(sealed, digest.algorithm)
-        if actual != digest:
-            raise LayerInvalidDigest(digest, actual, sealed.size)
+        if not digest.is_canonical:
+            await self._verify_alias(digest, sealed.size, sealed.read)
+        elif canonical != digest:
+            raise LayerInvalidDigest(digest, canonical, sealed.size)
         return canonical
 
-    async def _hash_up_to(self, size: int, read: Callable[[int, int], Awaitable[bytes]]) -> None:
+    async def _verify_alias(self, digest: Digest, size: int, read: _Read) -> None:
+        total = hashlib.new(digest.algorithm)
+        for offset in range(0, size, _READ_SIZE):
+            chunk = await read(offset, min(_READ_SIZE, size - offset))
+            await trio.to_thread.run_sync(total.update, chunk, limiter=self._store.hash_limiter)
+        actual = Digest(digest.algorithm, total.hexdigest())
+        if actual != digest:
+            raise LayerInvalidDigest(digest, actual, size)
+
+    async def _hash_up_to(self, size: int, read: _Read) -> None:
         while self._hash.count < size:
             await self._update_hash([await read(self._hash.count, min(_READ_SIZE, size - self._hash.count))])
 
-    async def _digest_of(self, sealed: SealedFile, algorithm: str) -> Digest:
-        total = hashlib.new(algorithm)
-        for offset in range(0, sealed.size, _READ_SIZE):
-            chunk = await sealed.read(offset, min(_READ_SIZE, sealed.size - offset))
-            await trio.to_thread.run_sync(total.update, chunk, limiter=self._store.hash_limiter)
-        return Digest(algorithm, total.hexdigest())
-
     async def _trusted_hash(self, size: int) -> StreamingHash:
         """The hash to go on with for `size` bytes that others wrote: of nothing, unless their states are trusted."""
+        self._hash_is_proven = True
         if self._store.trust_hash_states:
             try:
                 content = await self._driver.get_content(self._directory.hash_state(size), limit=STATE_LENGTH)
@@ -633,6 +802,7 @@ class LayerUpload:
                 return new_hash()
             state = resume_hash(content)
             if state is not None and state.count == size:
+                self._hash_is_proven = False
                 return state
         return new_hash()
 
@@ -648,6 +818,16 @@ class LayerUpload:
             raise BackendFailure(
                 self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"
             )
+
+
+def _check_size(expected: int | None, actual: int) -> None:
+    if expected is not None and expected != actual:
+        raise LayerInvalidLength(expected, actual)
+
+
+def _is_count_up_to(size: int, name: str) -> bool:
+    """Whether `name` is a number, written as registries write it, of at most `size`."""
+    return name.isdecimal() and str(int(name)) == name and int(name) <= size
 
 
 async def link_layer(driver: StorageDriver, name: str, canonical: Digest, digest: Digest) -> None:
