@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _fail(exit_code: int, message: str) -> int:
-    click.echo(f"layerfs: {message}", err=True)
+    click.echo(logs.one_line(f"layerfs: {message}"), err=True)
     return exit_code
 
 

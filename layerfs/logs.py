@@ -18,7 +18,12 @@ from pythonjsonlogger.json import JsonFormatter
 from layerfs.errors import LayerfsError
 
 _SYSLOG: Final = "/dev/log"
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def one_line(text: str) -> str:
+    """`text` with everything escaped that could start a line, command a terminal or turn its writing around."""
+    return _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
 
 
 class LogUnavailable(LayerfsError):
@@ -62,8 +67,7 @@ class _TextFormatter(logging.Formatter):
     """`2026-11-23T00:12:51.123Z INFO layerfs.daemon: message`; a traceback follows on lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the name is the standard library's)
-        # Whatever got into a message unquoted, it cannot start a line of its own or reach a terminal as a command.
-        return _CONTROL.sub(lambda match: repr(match.group())[1:-1], super().formatMessage(record))
+        return one_line(super().formatMessage(record))
 
 
 def _text_formatter() -> logging.Formatter:

@@ -191,6 +191,14 @@ def test_a_source_of_unknown_kind(place: Path) -> None:
     assert "secret" not in said
 
 
+def test_names_that_would_command_a_terminal(storage: Storage, tmp_path: Path) -> None:
+    """Newlines, escapes and reversed writing in a name come out escaped, wherever the message has it."""
+    name = "a\nb\x1b[31m\u202ec"
+    said = complaint("mount", storage.root, tmp_path / name)
+    assert not {"\x1b", "\u202e"} & set(said)
+    assert "b\\x1b[31m" in said
+
+
 def test_a_mountpoint_with_another_file_system(storage: Storage, place: Path) -> None:
     """An empty file system on the mountpoint (a volume, autofs) is fine, as for mount(8)."""
     run("mount", "-t", "tmpfs", "none", place)
