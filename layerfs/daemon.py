@@ -188,8 +188,7 @@ class _Daemon:
         self._on_ready()
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
-        # SIGHUP: a terminal that closes must not leave a dead mount.
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        with trio.open_signal_receiver(*_ending_signals()) as received:
             task_status.started()
             async for number in received:
                 self._stop(signal.Signals(number).name)
@@ -336,6 +335,12 @@ async def _close(driver: StorageDriver) -> None:
 
 
 # --- the process ---------------------------------------------------------------------------------------------
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """What ends a mount: also the end of its terminal, unless it was started with nohup."""
+    survives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if survives_terminal else [signal.SIGHUP])]
 
 
 def _raise_descriptor_limit(wanted: int) -> None:

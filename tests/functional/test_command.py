@@ -385,6 +385,22 @@ def test_a_signal_ends_the_mount(mounts: Callable[..., Mount], storage: Storage,
     assert path.stat().st_size == 1_000_000
 
 
+def test_nohup(storage: Storage, place: Path) -> None:
+    """What was started to outlive its terminal does."""
+    with subprocess.Popen(
+        ["nohup", COMMAND, "mount", storage.root, place], stderr=subprocess.PIPE, text=True
+    ) as daemon:
+        for line in daemon.stderr:
+            if "mounted" in line:
+                break
+        daemon.send_signal(signal.SIGHUP)
+        assert os.listdir(place) == []
+        assert daemon.poll() is None
+        daemon.terminate()
+        assert daemon.wait(LIMIT) == OK
+        assert "SIGHUP" not in daemon.stderr.read()
+
+
 @pytest.mark.parametrize("options", [[], ["--daemon"]])
 def test_ctrl_c_before_the_mount_is_ready(storage: Storage, place: Path, tmp_path: Path, options: list[str]) -> None:
     """Exit code 8, no mount, and nobody left: what is to work in the background is in its caller's group until then."""
