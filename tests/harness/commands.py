@@ -28,7 +28,9 @@ def _finish(argv: list[str], check: bool, options: dict) -> subprocess.Completed
     options = {"env": os.environ | {"LC_ALL": "C.UTF-8"}, "errors": "replace", "timeout": LIMIT} | options
     result = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, **options)
     if check:
-        assert result.returncode == 0, f"{argv} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+        assert result.returncode == 0, (
+            f"{argv} ended with {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        )
     return result
 
 

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,33 @@ class LogLine:
         return self.level == "WARNING"
 
 
+class Notifications:
+    """What the daemon tells its service manager, for as long as the daemon lives."""
+
+    def __init__(self, address: Path) -> None:
+        self.address = address
+        self._words: list[str] = []
+        address.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(address))
+        address.chmod(0o777)
+        threading.Thread(target=self._receive, args=(self._socket,), daemon=True).start()
+
+    def _receive(self, receiver: socket.socket) -> None:
+        while message := receiver.recv(4096):
+            self._words += message.decode().splitlines()
+        receiver.close()
+
+    def has(self, word: str) -> bool:
+        """Whether this was said, ever."""
+        return word in self._words
+
+    def close(self) -> None:
+        """Ends the receiver, by an empty message."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", str(self.address))
+
+
 class Mount:
     """`layerfs mount SOURCE MOUNTPOINT`, as a context manager that leaves nothing behind."""
 
@@ -87,6 +115,7 @@ class Mount:
         self.user = user
         self.process: subprocess.Popen[bytes] | None = None
         self.lines: list[LogLine] = []
+        self.notifications: Notifications | None = None
         self._partial = ""
         self._connection = ""
         self._directory = Path(tempfile.mkdtemp(prefix="layerfs-log-"))
@@ -111,41 +140,34 @@ class Mount:
         """Returns when the daemon has reported that it is ready."""
         with suppress(FileExistsError):  # also of a dead mount, about which nothing can be asked
             os.makedirs(self.path)
+        if self.notifications is not None:
+            self.notifications.close()
+        self.notifications = Notifications(self._directory / "notify")
         _LIVE.add(self)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-            address = self._directory / "notify"
-            address.unlink(missing_ok=True)
-            notify.bind(str(address))
-            address.chmod(0o777)
-            notify.settimeout(0.1)
-            self.process = subprocess.Popen(
-                [COMMAND, "mount", self.source, self.path, "--log-format", "json", *self.options],
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                env=os.environ | {"NOTIFY_SOCKET": str(address)},
-                user=self.user,
-                group=self.user,
-                extra_groups=None if self.user is None else [],
-                cwd="/",
-            )
-            self._wait_ready(notify)
+        self.process = subprocess.Popen(
+            [COMMAND, "mount", self.source, self.path, "--log-format", "json", *self.options],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            env=os.environ | {"NOTIFY_SOCKET": str(self.notifications.address)},
+            user=self.user,
+            group=self.user,
+            extra_groups=None if self.user is None else [],
+            cwd="/",
+        )
+        self._wait_ready()
         self._connection = self._fuse_connection()
         return self
 
-    def _wait_ready(self, notify: socket.socket) -> None:
+    def _wait_ready(self) -> None:
         deadline = time.monotonic() + START_LIMIT
-        while True:
-            try:
-                if b"READY=1" in notify.recv(4096).splitlines():
-                    return
-            except TimeoutError:
-                pass
+        while not self.notifications.has("READY=1"):
             if self.process.poll() is not None:
                 raise AssertionError(f"layerfs mount ended with {self.process.returncode}:\n{self.log_text()}")
             if time.monotonic() > deadline:
                 self.abort()
                 raise AssertionError(f"layerfs mount was not ready after {START_LIMIT} s:\n{self.log_text()}")
+            time.sleep(0.01)  # polling interval
 
     def stop(self) -> None:
         """Stops the daemon as an administrator does; it must end by itself, unmounted, with exit code 0."""
@@ -188,6 +210,9 @@ class Mount:
         while self.is_mounted:
             subprocess.run(["umount", "-l", str(self.path)], check=True, timeout=STOP_LIMIT)
         _LIVE.discard(self)
+        if self.notifications is not None:
+            self.notifications.close()
+            self.notifications = None
         self.read_log()
         self._log.close()
         self._log_read.close()
@@ -237,13 +262,15 @@ class Mount:
 
     def read_log(self) -> list[LogLine]:
         """Everything logged so far."""
+        if self._log_read.closed:
+            return self.lines
         self._partial += self._log_read.read().decode(errors="backslashreplace")
         *whole, self._partial = self._partial.split("\n")
         self.lines.extend(LogLine(line) for line in whole if line)
         return self.lines
 
     def log_text(self) -> str:
-        return "\n".join(line.text for line in self.read_log()[-100:])
+        return "\n".join(line.text[:300] for line in self.read_log()[-12:])
 
     def check_log(self) -> None:
         """Fails when something was logged that no test declared; says it only once."""
@@ -254,17 +281,17 @@ class Mount:
 
     @contextmanager
     def refused(self, *codes: int) -> Iterator[None]:
-        """The body must fail with one of these errnos, and unless it is ENOENT the log must say why."""
-        names = [errno.errorcode[code] for code in codes]
+        """The body must fail with one of these errnos, and unless that happens all the time the log must say why."""
+        names = [_name(code) for code in codes]
         with self._declares(names, demanded=False) as new_refusals:
             try:
                 yield
             except OSError as exc:
-                got = errno.errorcode.get(exc.errno or 0, str(exc.errno))
+                got = _name(exc.errno)
                 assert exc.errno in codes, f"expected {names}, got {got}: {exc}"
             else:
                 raise AssertionError(f"expected {names}, but it succeeded")
-            if got != "ENOENT":
+            if got not in ("ENOENT", *ASKED_BY_TOOLS):
                 _wait_for(lambda: new_refusals(got), f"a line of {OPERATIONS} with {got}", self)
 
     @contextmanager
@@ -308,6 +335,12 @@ class Mount:
         for line in found:
             line.declared = True
         return found
+
+
+def _name(code: int | None) -> str:
+    """The errno's name as the log has it; Python prefers the older name where there are two."""
+    name = errno.errorcode.get(code or 0, str(code))
+    return "EOPNOTSUPP" if name == "ENOTSUP" else name
 
 
 def _wait_for(condition, what: str, mount: Mount) -> None:

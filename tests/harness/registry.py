@@ -47,8 +47,9 @@ class Response(NamedTuple):
 class DockerRegistry:
     """A registry on 127.0.0.1 with the storage at `root`, without a descriptor cache: it says what is stored."""
 
-    def __init__(self, root: Path, directory: Path) -> None:
+    def __init__(self, root: Path, directory: Path, *, user: int | None = None) -> None:
         self.root = root
+        self.user = user
         self.port = free_port()
         directory.mkdir(parents=True, exist_ok=True)
         self.config = directory / "config.yml"
@@ -59,7 +60,13 @@ class DockerRegistry:
     def __enter__(self) -> Self:
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                ["docker-registry", "serve", str(self.config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                ["docker-registry", "serve", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self.user,
+                group=self.user,
+                extra_groups=None if self.user is None else [],
             )
         deadline = time.monotonic() + 20
         while not self._answers():

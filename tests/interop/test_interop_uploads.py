@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 from harness.commands import append, get_xattr, run, wait_until
 from harness.registry import DockerRegistry
 from harness.repository import MountedRepository
 from harness.sha256 import hash_state
-from harness.storage import digest_of
+from harness.storage import Storage, digest_of
 
 OLD_GOB = bytes.fromhex("63ff810301010a73746174654e756d626572") + b"\x01" * 138
 
@@ -150,10 +152,56 @@ def test_cancelled_over_http(repository: MountedRepository, registry: DockerRegi
     wait_until(lambda: not os.path.exists(repository.upload("layer")), "ENOENT", seconds=3)
 
 
+@pytest.mark.parametrize("pieces", [1, 4, 9])
+def test_killed_here_finished_over_http(mounts, storage: Storage, tmp_path: Path, payload, pieces: int) -> None:
+    """The daemon is killed while it writes; the registry goes on from the size of `data`, and its digest is right."""
+    data = payload(1_000_000)
+    storage.make_repository("r")
+    repository = MountedRepository(mounts(storage), storage, "r")
+    with DockerRegistry(storage.root, tmp_path / "registry") as registry:
+        upload = os.open(repository.upload("layer"), os.O_WRONLY | os.O_CREAT)
+        for piece in range(pieces):
+            os.write(upload, data[piece * 100_000 : (piece + 1) * 100_000])
+            os.fsync(upload)
+        repository.mount.kill9()
+        with pytest.raises(OSError, match="not connected"):
+            os.close(upload)
+        (directory,) = storage.uploads("r")
+        size = (directory / "data").stat().st_size
+        assert size >= pieces * 100_000
+        started_at = (directory / "startedat").read_text()
+        url = registry.resume_url("r", directory.name, offset=size, started_at=started_at)
+        assert registry.put(registry.patch(url, data[size:]), digest_of(data)).status == 201
+        assert registry.serves("r", digest_of(data), data)
+
+
+def test_a_registry_that_runs_as_another_user(mounts, storage: Storage, payload) -> None:
+    """layerfs as root makes files that a registry with its own user can go on with, finish and serve."""
+    data = payload(200_000)
+    with tempfile.TemporaryDirectory(prefix="layerfs-user-") as directory:
+        base = Path(directory)
+        base.chmod(0o755)
+        owned = Storage.create(base / "storage")
+        run("chown", "-R", "65534:65534", base / "storage")
+        mount = mounts(owned)
+        run("mkdir", "-p", mount.path / "team/app")
+        repository = MountedRepository(mount, owned, "team/app")
+        repository.put_upload("begun", data[:100_000])
+        layer = repository.put_layer(payload(1000)).name
+        assert run("find", owned.root, "!", "-uid", "65534").stdout == ""
+        with DockerRegistry(owned.root, base / "registry", user=65534) as registry:
+            url = registry.patch(signed_url(registry, repository, "begun"), data[100_000:])
+            assert registry.put(url, digest_of(data)).status == 201
+            assert registry.serves("team/app", digest_of(data), data)
+            assert registry.head("team/app", layer).status == 200
+            registry.push("team/app", payload(500))
+        mount.stop()
+
+
 # --- hash states -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 55, 63, 64, 65, 127, 128, 4096, 70_001])
+@pytest.mark.parametrize("size", [1, 55, 63, 64, 65, 127, 128, 4096, 70_001])
 def test_our_hash_state_is_the_registrys(
     repository: MountedRepository, registry: DockerRegistry, payload, size: int
 ) -> None:

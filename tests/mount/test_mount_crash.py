@@ -43,7 +43,7 @@ def die(mount: Mount) -> None:
     """kill -9, and see that it is dead."""
     mount.kill9()
     with pytest.raises(OSError, match="not connected"):
-        os.stat(mount.path)
+        os.listdir(mount.path)
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
@@ -329,6 +329,38 @@ def test_cancelled_on_another_mount(two) -> None:
         wait_until(lambda: here.uploads == [], "no upload", seconds=3)
     here.mount.declare("WARNING")
     assert not any((path / "startedat").exists() for path in here.storage.uploads("r"))
+
+
+def test_another_mount_writes_at_the_same_time(two, payload) -> None:
+    """Nobody can keep another node out, but what both wrote is never committed as what one of them wrote."""
+    here, there = two
+    ours, theirs = payload(100_000), payload(50_000)
+    with here.mount.tolerates("EBUSY", "EBADMSG", "EIO"), there.mount.tolerates("EBUSY", "EBADMSG", "EIO"):
+        upload = os.open(here.upload("x"), os.O_WRONLY | os.O_CREAT)
+        write_all(upload, ours)
+        os.fsync(upload)
+        wait_until(lambda: os.path.exists(there.upload("x")), "the upload on the other mount", seconds=3)
+        append(there.upload("x"), theirs)
+        with suppress(OSError):
+            write_all(upload, ours)
+        with suppress(OSError):
+            os.close(upload)
+        stored = (here.storage.uploads("r")[0] / "data").read_bytes()
+        assert stored.startswith(ours + theirs)
+        if stored != ours + ours:
+            with pytest.raises(OSError, match=r"Bad message|busy"):
+                here.commit("x", digest_of(ours + ours))
+        wait_until(lambda: _commits(there, "x", digest_of(stored)), "the other mount to finish", seconds=5)
+    for repository in two:
+        repository.mount.declare("WARNING")
+    assert here.stored(digest_of(stored)) == stored
+
+
+def _commits(repository: MountedRepository, name: str, digest: str) -> bool:
+    with suppress(OSError):
+        repository.commit(name, digest)
+        return True
+    return False
 
 
 def test_both_commit_the_same_blob(two, payload) -> None:

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import resource
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -96,12 +98,13 @@ def test_a_listing_while_layers_come_and_go(repository: MountedRepository) -> No
         churner.join()
 
 
-def test_a_thousand_uploads(repository: MountedRepository) -> None:
-    """1,000 uploads in one repository are begun, listed by name, and cancelled."""
-    shell('for i in $(seq 1000); do echo $i > "$1/$i"; done', repository.path / "_uploads")
-    assert set(repository.uploads) == {str(number) for number in range(1, 1001)}
-    assert repository.upload("777").read_bytes() == b"777\n"
-    shell('rm "$1"/*', repository.path / "_uploads")
+@pytest.mark.parametrize("count", [200, pytest.param(2000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
+def test_many_uploads(repository: MountedRepository, count: int) -> None:
+    """Many uploads in one repository are begun, listed by name, read, and cancelled."""
+    shell('for i in $(seq "$2"); do echo $i > "$1/$i"; done', repository.path / "_uploads", count, timeout=400)
+    assert set(repository.uploads) == {str(number) for number in range(1, count + 1)}
+    assert repository.upload("177").read_bytes() == b"177\n"
+    shell('rm "$1"/*', repository.path / "_uploads", timeout=400)
     assert repository.uploads == []
     assert repository.storage.uploads(repository.name) == []
 
@@ -303,6 +306,35 @@ def test_a_full_disk(mounts, tmp_path: Path, payload) -> None:
         repository.mount.stop()
     finally:
         run("umount", "-l", disk)
+
+
+def test_a_storage_that_does_not_answer(mounts, storage: Storage, payload, tmp_path: Path) -> None:
+    """Every operation ends by `--operation-timeout`, also when the storage hangs; when it answers again all is well."""
+    data = payload(300_000)
+    digest = storage.put_layer("r", data)
+    other = storage.put_layer("r", payload(300_000))
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    with subprocess.Popen(["bindfs", "-f", storage.root, slow]) as bindfs:
+        try:
+            wait_until(lambda: os.path.ismount(slow), "bindfs")
+            repository = MountedRepository(mounts(slow, "--operation-timeout", "2"), storage, "r")
+            assert repository.layer(digest).read_bytes() == data
+            bindfs.send_signal(signal.SIGSTOP)
+            with repository.mount.tolerates("ETIMEDOUT", "EIO"):
+                for command in (["ls", repository.path / "_uploads"], ["cat", repository.layer(other)]):
+                    start = time.monotonic()
+                    assert run(*command, check=False).returncode != 0
+                    assert time.monotonic() - start < 20
+            bindfs.send_signal(signal.SIGCONT)
+            with repository.mount.tolerates("ETIMEDOUT", "EIO"):
+                wait_until(lambda: _sized(repository.layer(other)) == 300_000, "an answer", seconds=20)
+            repository.put_layer(payload(1000))
+            repository.mount.declare("WARNING")
+            repository.mount.stop()
+        finally:
+            bindfs.send_signal(signal.SIGCONT)
+            run("umount", "-l", slow)
 
 
 @pytest.mark.soak

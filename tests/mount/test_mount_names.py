@@ -207,10 +207,10 @@ def test_stored_layers_with_hostile_names(repository: MountedRepository, payload
 
 
 def test_an_upload_id_that_is_no_uuid(repository: MountedRepository) -> None:
-    """HTTP allows ids like `my-upload`; such an upload in storage is shown and finished."""
-    repository.storage.put_upload(repository.name, b"abc", upload_id="my-upload.1=x")
-    assert repository.uploads == ["my-upload.1=x"]
-    run("mv", repository.upload("my-upload.1=x"), repository.layer(digest_of(b"abc")))
+    """Registries take any id that a path can have; such an upload in storage is shown and finished."""
+    repository.storage.put_upload(repository.name, b"abc", upload_id="my-upload.1_x")
+    assert repository.uploads == ["my-upload.1_x"]
+    run("mv", repository.upload("my-upload.1_x"), repository.layer(digest_of(b"abc")))
     repository.assert_stored(b"abc")
 
 

@@ -8,6 +8,7 @@ import re
 import stat
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,16 @@ def test_an_upload_of_a_registry_shows_under_its_uuid(repository: MountedReposit
         'dd if="$1" of="$2" bs=7001 status=none',
         'dd if="$1" of="$2" bs=64k conv=fsync status=none',
         'dd if="$1" of="$2" bs=64k oflag=append conv=notrunc status=none',
+        'dd if="$1" of="$2" bs=4096 oflag=direct status=none',
+        'dd if="$1" of="$2" bs=100k oflag=sync status=none',
+        'cp --sparse=always "$1" "$2"',
+        'cp --no-preserve=all --remove-destination "$1" "$2"',
         'curl -sf -o "$2" "file://$1"',
         'rsync "$1" "$2"',
         'rsync -a "$1" "$2"',
         'rsync --inplace "$1" "$2"',
         'rsync --append "$1" "$2"',
+        'rsync --preallocate --inplace "$1" "$2"',
         'install -m 600 "$1" "$2"',
         'head -c 400000 "$1" > "$2"; tail -c +400001 "$1" >> "$2"',
         'head -c 400000 "$1" > "$2"; tail -c +400001 "$1" | tee -a "$2" > /dev/null',
@@ -113,6 +119,15 @@ def test_tools_write_uploads(repository: MountedRepository, file: Path, script: 
     assert os.stat(upload).st_size == len(data)
     assert upload.read_bytes() == data
     assert repository.uploads == ["x"]
+    repository.commit("x", digest_of(data))
+    repository.assert_stored(data)
+
+
+def test_a_sparse_copy(repository: MountedRepository, tmp_path: Path) -> None:
+    """`cp --sparse=always` seeks over zeros, at the end too: the upload has them all the same."""
+    data = bytes(300_000) + b"middle" + bytes(500_000)
+    (tmp_path / "sparse").write_bytes(data)
+    run("cp", "--sparse=always", tmp_path / "sparse", repository.upload("x"))
     repository.commit("x", digest_of(data))
     repository.assert_stored(data)
 
@@ -146,6 +161,7 @@ def test_fio_writes_and_verifies(repository: MountedRepository) -> None:
         "--do_verify=1",
         "--fallocate=none",
         "--end_fsync=1",
+        "--verify_state_save=0",
     )
     assert os.stat(repository.upload("x")).st_size == 12 * 1024 * 1024
 
@@ -442,14 +458,14 @@ def test_removing_cancels(repository: MountedRepository) -> None:
 
 def test_removing_an_open_upload(repository: MountedRepository) -> None:
     """After a cancel the handle that is still open can write no more, and nothing comes back."""
-    with (
-        repository.mount.tolerates("EBADF", "EBUSY", "ENOENT", "ESTALE", "EIO"),
-        opened(repository.upload("x"), os.O_WRONLY | os.O_CREAT) as upload,
-    ):
+    with repository.mount.tolerates("EBADF"):
+        upload = os.open(repository.upload("x"), os.O_WRONLY | os.O_CREAT)
         write_all(upload, b"abc")
         os.unlink(repository.upload("x"))
-        with pytest.raises(OSError, match=r"EBADF|Bad file|No such|Stale"):
+        with pytest.raises(OSError, match="Bad file descriptor"):
             write_all(upload, b"def")
+        with suppress(OSError):
+            os.close(upload)
     assert repository.uploads == []
     assert repository.storage.uploads(repository.name) == []
 
