@@ -14,8 +14,8 @@ from typing import Final
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
+    ContentTooLarge,
     DriverError,
-    InvalidOffset,
     InvalidPath,
     NotRegularFile,
     PathNotEmpty,
@@ -43,7 +43,7 @@ _BY_NUMBER: Final[dict[int, type[DriverError]]] = {
     errno.EISDIR: NotRegularFile,
     errno.ENOTEMPTY: PathNotEmpty,
     errno.ENAMETOOLONG: InvalidPath,
-    errno.EFBIG: InvalidOffset,
+    errno.EFBIG: ContentTooLarge,
     errno.EXDEV: UnsupportedByDriver,
 }
 

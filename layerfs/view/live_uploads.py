@@ -7,6 +7,7 @@ an upload that nobody here is writing comes from storage, where others may be wr
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -16,10 +17,11 @@ from typing import Final
 
 import trio
 
-from layerfs.digest import EMPTY, Digest
+from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import (
     BadHandle,
+    LayerClosed,
     LayerfsError,
     LayerUploadBusy,
     LayerUploadUnknown,
@@ -378,8 +380,10 @@ class UploadHandle(Handle):
         if not self._writes or self._live.writer is not self or self._live.finished is not None:
             return
         await self._flush()
-        if self._live.expected is not None and (self._live.upload.size or self._live.expected == EMPTY):
-            await self._view.finish(self._repository, self._live.upload.uuid, self._live.file_name, self._live.expected)
+        expected = self._live.expected
+        # A shell's `>` is flushed before the first write. That is no end, unless an empty file is what is wanted.
+        if expected is not None and (self._live.upload.size or expected == Digest.of(b"", expected.algorithm)):
+            await self._view.finish(self._repository, self._live.upload.uuid, self._live.file_name, expected)
 
     async def synchronize(self) -> None:
         if self._writes and self._live.writer is self and self._live.finished is None:
@@ -402,7 +406,9 @@ class UploadHandle(Handle):
         if live.expected is not None:
             await self._view.cancel(self._repository, live.upload.uuid)
         elif live.upload.is_usable:
-            await live.upload.close_writer()
+            # Finished or cancelled at this moment: then that lets go of the file.
+            with contextlib.suppress(LayerClosed, LayerUploadBusy):
+                await live.upload.close_writer()
         else:
             await live.upload.close()
 
