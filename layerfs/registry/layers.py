@@ -141,6 +141,7 @@ class LayerService:
         ]
         _raise_if_all_failed(links)
         blobs = await self._blobs.stat_many([link for _, link in good])
+        _raise_if_all_failed(blobs)
         return [
             LayerInfo(digest, blob) for (digest, _), blob in zip(good, blobs, strict=True) if isinstance(blob, BlobInfo)
         ]
@@ -238,9 +239,9 @@ def _check_link(path: str, digest: Digest, link: Digest) -> Digest:
     return link
 
 
-def _raise_if_all_failed(links: Sequence[Digest | LayerfsError]) -> None:
-    """A single bad link is left out of a listing; if every one failed for lack of access, so has the listing."""
-    failures = [link for link in links if isinstance(link, LayerfsError)]
-    hard = [failure for failure in failures if not isinstance(failure, LinkInvalid | PathNotFound)]
-    if hard and len(hard) == len(links):
+def _raise_if_all_failed(found: Sequence[Digest | BlobInfo | LayerfsError]) -> None:
+    """A single bad one is left out of a listing; if every one failed for lack of access, so has the listing."""
+    failures = [failure for failure in found if isinstance(failure, LayerfsError)]
+    hard = [failure for failure in failures if not isinstance(failure, LinkInvalid | PathNotFound | BlobUnknown)]
+    if hard and len(hard) == len(found):
         raise hard[0]

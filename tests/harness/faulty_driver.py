@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+import trio
+
 from layerfs.driver.interface import (
     Contents,
     ContentVersion,
@@ -41,11 +43,14 @@ class InjectedFailure(BackendFailure):
 
 @dataclass(frozen=True)
 class Fault:
-    """At call number `call` (from 1), before or after it took effect: fail, die, or die together with the power."""
+    """At call number `call` (from 1), before or after it took effect.
+
+    The call fails, or the process dies, alone or together with the power, or the task is cancelled.
+    """
 
     call: int
     when: Literal["before", "after"]
-    how: Literal["fail", "die", "power"]
+    how: Literal["fail", "die", "power", "cancel"]
 
 
 class Disk:
@@ -91,6 +96,10 @@ class FaultyDriver(StorageDriver):
         self.log: list[str] = []
         self._fault: Fault | None = None
         self.is_dead = False
+        #: What a fault that cancels cancels.
+        self.scope = trio.CancelScope()
+        #: Called with the name and path of each call, before it takes effect.
+        self.on_call: Callable[[str, str], Awaitable[None]] | None = None
 
     def arm(self, fault: Fault | None) -> None:
         """Counts from 1 again, and strikes when `fault` is due."""
@@ -109,15 +118,29 @@ class FaultyDriver(StorageDriver):
             raise ProcessDied
         self.calls += 1
         self.log.append(f"{what} {path}")
+        if self.on_call is not None:
+            await self.on_call(what, path)
         fault = self._fault
         if fault is None or self.calls != fault.call:
             return await effect()
+        if fault.how == "cancel":
+            return await self._cancel(fault, effect)
         if fault.when == "after":
             await effect()
         if fault.how == "fail":
             raise InjectedFailure(path, f"call {self.calls}: {fault.when} {what}")
         self.is_dead = True
         raise ProcessDied(f"call {self.calls}: {fault.when} {what} {path}")
+
+    async def _cancel(self, fault: Fault, effect: Callable[[], Awaitable[_Result]]) -> _Result:
+        if fault.when == "before":
+            self.scope.cancel()
+            await trio.lowlevel.checkpoint()
+        # Cancelled here only if the caller is not shielded, and so cannot be stopped any more.
+        result = await effect()
+        self.scope.cancel()
+        await trio.lowlevel.checkpoint()
+        return result
 
     async def stat(self, path: str) -> FileInfo:
         return await self.call("stat", path, lambda: self.disk.driver.stat(path))

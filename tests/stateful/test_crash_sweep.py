@@ -44,7 +44,7 @@ MOST_CALLS = 200
 
 
 #: On a real disk only one way of ending: what differs there is what the calls do, not how they are cut off.
-WAYS = [("memory", "fail"), ("memory", "die"), ("memory", "power"), ("local", "die")]
+WAYS = [("memory", "fail"), ("memory", "die"), ("memory", "power"), ("memory", "cancel"), ("local", "die")]
 
 
 @pytest.fixture(params=WAYS, ids="-".join)
@@ -90,7 +90,8 @@ async def _round(disk: Disk, fault: Fault, prepare: Command, command: Command) -
     driver.arm(fault)
     registry = Registry(driver)
     try:
-        await command(registry)
+        with driver.scope:
+            await command(registry)
     except InjectedFailure:
         driver.arm(None)
     except ProcessDied:
