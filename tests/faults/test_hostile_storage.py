@@ -476,7 +476,10 @@ def test_opening_whatever_is_there_is_found(
     storage.put_layer("good", LAYER)
     storage.link("good", DIGEST).unlink()
     os.mkfifo(storage.link("good", DIGEST))
-    with Mount(storage.root, tmp_path / "mnt") as mount:
+    mount = Mount(storage.root, tmp_path / "mnt")
+    try:
+        mount.start()
         with pytest.raises(AssertionError, match="no answer"):
             attempt(os.listdir, mount.path / "good/_layers", seconds=LIMIT)
-        mount.abort()
+    finally:
+        mount.clean_up()
