@@ -16,6 +16,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from enum import Enum, auto
 from importlib.metadata import version
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -136,15 +137,22 @@ def notify(state: str) -> None:
         log.warning("the service manager at %r cannot be told %r: %s", os.environ["NOTIFY_SOCKET"], state, exc)
 
 
+class _Phase(Enum):
+    STARTING = auto()
+    SERVING = auto()
+    #: No more requests come: uploads are flushed, the place is unmounted, the session is gone.
+    ENDING = auto()
+
+
 class _Daemon:
     def __init__(self, config: MountConfig, mountpoint: str, on_ready: Callable[[], None]) -> None:
         self._config = config
         self._mountpoint = mountpoint
         self._name = display_name(config.source)
         self._on_ready = on_ready
-        self._ready = False
-        self._stopping = False
-        self._session: Session | None = None
+        self._phase = _Phase.STARTING
+        self._signals = 0
+        self._stop_session: Callable[[], None] = lambda: None
         # What a second signal cuts short.
         self._serving = trio.CancelScope()
         self._flushing = trio.CancelScope(shield=True)
@@ -161,11 +169,12 @@ class _Daemon:
         session = Session(tree, self._mountpoint, self._session_options())
         session.mount()
         device = _device_of(self._mountpoint)
-        self._session = session
+        self._stop_session = session.stop
         try:
-            nursery.start_soon(self._announce)
+            nursery.start_soon(self._announce, session)
             await self._serve_requests(session)
         finally:
+            self._phase = _Phase.ENDING
             try:
                 await self._flush(tree)
             finally:
@@ -173,19 +182,26 @@ class _Daemon:
                 _forget_mount(self._mountpoint, device)
         log.info("unmounted %r", self._mountpoint)
 
-    async def _announce(self) -> None:
+    async def _announce(self, session: Session) -> None:
         """Tells everybody who waits that the mount works, once the kernel has had an answer through it."""
         with trio.move_on_after(_READY_SECONDS) as limit:
-            # In a thread, because it is this one that answers. Left behind, it goes when the mount goes.
-            await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+            await self._look_at_mount()
         if limit.cancelled_caught:
             raise NotReady(f"the mount on {self._mountpoint!r} gave no answer within {_READY_SECONDS:.0f} s")
-        self._ready = True
-        if self._session is not None:
-            self._session.raise_read_ahead()
+        if self._phase is _Phase.ENDING:
+            return
+        session.raise_read_ahead()
+        self._phase = _Phase.SERVING
         log.info("mounted %r on %r", self._name, self._mountpoint)
         notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}")
         self._on_ready()
+
+    async def _look_at_mount(self) -> None:
+        try:
+            # In a thread, because it is this one that answers. Left behind, it goes when the mount goes.
+            await trio.to_thread.run_sync(os.stat, self._mountpoint, abandon_on_cancel=True)
+        except OSError as exc:
+            raise NotReady(f"the mount on {self._mountpoint!r} was gone before it was ready: {exc.strerror}") from exc
 
     async def _watch_signals(self, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(*_ending_signals()) as received:
@@ -194,16 +210,17 @@ class _Daemon:
                 self._stop(signal.Signals(number).name)
 
     def _stop(self, signal_name: str) -> None:
-        if self._session is None or not self._ready:
+        self._signals += 1
+        if self._phase is _Phase.STARTING:
             raise Interrupted(f"{signal_name} before the mount was ready")
-        if self._stopping:
+        if self._signals > 1:
             self._flushing.cancel()
             raise Interrupted(f"a second signal ({signal_name}) before the mount had ended")
-        self._stopping = True
         log.info("%s: ending the mount on %r", signal_name, self._mountpoint)
-        notify("STOPPING=1\nSTATUS=answering the last requests")
-        self._serving.deadline = trio.current_time() + _GRACE_SECONDS
-        self._session.stop()
+        if self._phase is _Phase.SERVING:
+            notify("STOPPING=1\nSTATUS=answering the last requests")
+            self._serving.deadline = trio.current_time() + _GRACE_SECONDS
+            self._stop_session()
 
     async def _serve_requests(self, session: Session) -> None:
         """Returns when the mount was ended: by a signal, from outside, or by an abort of the connection."""
@@ -213,12 +230,11 @@ class _Daemon:
             log.warning(
                 "requests on %r were not answered within %.0f s and are given up", self._mountpoint, _GRACE_SECONDS
             )
-        elif not self._stopping:
+        elif not self._signals:
             log.info("%r was unmounted from outside", self._mountpoint)
 
     async def _flush(self, tree: Tree) -> None:
         """Gives every upload its last bytes, also when an error ends the daemon; not after a second signal."""
-        self._stopping = True
         notify("STOPPING=1\nSTATUS=flushing uploads")
         self._flushing.deadline = trio.current_time() + _FLUSH_SECONDS
         with self._flushing:
@@ -376,7 +392,7 @@ def _failure(error: BaseException) -> DaemonFailed:
     bug = next((cause for cause in causes if not isinstance(cause, LayerfsError | KeyboardInterrupt)), None)
     if bug is not None or not causes:
         log.critical("the daemon ends because of an error that should not happen", exc_info=error)
-        return DaemonFailed(f"internal error, please report it with the log: {bug!r}", ExitCode.BUG)
+        return DaemonFailed(f"internal error, please report it with the log: {type(bug).__name__}: {bug}", ExitCode.BUG)
     cause = causes[0]
     message = str(cause) or "interrupted"
     log.debug("the daemon ends", exc_info=error)

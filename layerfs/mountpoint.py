@@ -122,7 +122,8 @@ def resolve(path: str, mounts: Iterable[Mount]) -> str:
     Parts that do not exist stay as they are.
     """
     untouchable = {mount.path for mount in mounts if mount.is_fuse}
-    pending = list(reversed(os.path.join(os.getcwd(), path).split("/")))
+    absolute = path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    pending = list(reversed(absolute.split("/")))
     resolved = "/"
     links = 0
     while pending:

@@ -22,8 +22,10 @@ from layerfs.fuse.errnos import errno_of
 #: One line for every operation that failed with anything but ENOENT.
 log = logging.getLogger("layerfs.operations")
 
-#: Handlers without a deadline of their own: `forget` and `getxattr` never wait, `read` sets one when it has to.
-_NO_DEADLINE: Final = frozenset({"forget", "getxattr", "listxattr", "setxattr", "removexattr", "access", "read"})
+#: Handlers without a deadline, which costs more than a small read: these never wait; `read` sets one when it has to.
+_NO_DEADLINE: Final = frozenset(
+    {"access", "fsyncdir", "getxattr", "listxattr", "read", "readdir", "releasedir", "removexattr", "setxattr"}
+)
 
 #: Answers that are not failures: programs ask for attributes to see whether they are there.
 _ANSWERS: Final = (UnknownAttribute, UnsupportedAttribute)

@@ -12,7 +12,7 @@ from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, Set
 
 from layerfs.errors import DeadlineExceeded, InvalidArgument, NotPermitted
 from layerfs.fuse.guard import GuardedOperations
-from layerfs.view.nodes import Attributes, DirectoryEntry, Handle, HandleId, Ino
+from layerfs.view.nodes import Attributes, Handle, HandleId, Ino
 from layerfs.view.tree import Tree
 
 #: `statfs` where nobody knows how full the storage is: a lot of blocks of this many bytes, and nothing about files.
@@ -206,7 +206,7 @@ class Operations(GuardedOperations):
         for position in range(start_id, len(entries)):
             entry = entries[position]
             ino = self._tree.ino_of(entry)
-            if not pyfuse3.readdir_reply(token, entry.name, self._reply_of(ino, entry), position + 1):
+            if not pyfuse3.readdir_reply(token, entry.name, self._entry(ino, entry.attributes), position + 1):
                 self._tree.not_told(ino)
                 return
             self._tree.told(ino, entry)
@@ -218,13 +218,6 @@ class Operations(GuardedOperations):
         """Changes of directories are durable when they return."""
 
     # --- conversions -----------------------------------------------------------------------------------------
-
-    def _reply_of(self, ino: Ino, entry: DirectoryEntry) -> EntryAttributes:
-        """What a listed entry is to the kernel. Made once for as long as the listing is kept."""
-        reply = entry.reply
-        if not isinstance(reply, EntryAttributes) or reply.st_ino != ino:
-            reply = entry.reply = self._entry(ino, entry.attributes)
-        return reply
 
     def _entry(self, ino: Ino, attributes: Attributes) -> EntryAttributes:
         entry = EntryAttributes()

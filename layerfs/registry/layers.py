@@ -21,6 +21,7 @@ from layerfs.errors import (
     LayerUnknown,
     LinkInvalid,
     LinkMismatch,
+    NotRegularFile,
     PathNotFound,
 )
 from layerfs.names import check_repository_name
@@ -203,7 +204,7 @@ class LayerService:
         for algorithm in HEX_LENGTHS:
             try:
                 entries = await self._driver.list(f"{RepositoryDirectory(self.name).layers}/{algorithm}")
-            except PathNotFound:
+            except (PathNotFound, NotRegularFile):
                 continue
             for entry in sorted(entries, key=lambda entry: entry.name):
                 try:

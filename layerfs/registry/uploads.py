@@ -611,7 +611,9 @@ class LayerUpload:
             entries = await self._driver.list(os.path.dirname(self._directory.hash_state(0)))
         except PathNotFound:
             return
-        if any(not _is_count_up_to(size, entry.name) for entry in entries):
+        except NotRegularFile:
+            entries = []
+        if not entries or any(not _is_count_up_to(size, entry.name) for entry in entries):
             with contextlib.suppress(PathNotFound):
                 await self._driver.delete(self._directory.hash_states)
 
@@ -846,5 +848,9 @@ async def make_repository(driver: StorageDriver, name: str) -> None:
     With only one of the two, garbage collection by the other generation deletes its blobs.
     """
     directory = RepositoryDirectory(name)
-    await driver.make_directory(directory.layers)
-    await driver.make_directory(directory.manifests)
+    for path in (directory.layers, directory.manifests):
+        try:
+            await driver.make_directory(path)
+        except PathNotFound as error:
+            # Not that something is missing: a file stands where a directory should be.
+            raise NotRegularFile(path, "something else stands in its place") from error

@@ -37,14 +37,13 @@ class Attributes:
     attribute_timeout: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class DirectoryEntry:
-    """A name in a directory's listing. `reply` is room for the FUSE layer to keep what it made of it."""
+    """A name in a directory's listing."""
 
     name: bytes
     node: Node
     attributes: Attributes
-    reply: object = None
 
 
 class Handle(ABC):
