@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from harness.commands import append, run, wait_until
+from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
 from harness.storage import Storage, snapshot
 
@@ -383,6 +384,28 @@ def test_a_signal_ends_the_mount(mounts: Callable[..., Mount], storage: Storage,
             os.close(fd)
     mount.remount()
     assert path.stat().st_size == 1_000_000
+
+
+def test_a_second_signal(mounts: Callable[..., Mount], tmp_path: Path) -> None:
+    """Does not wait for a disk that does not answer: the mount goes at once, and the exit code is 8."""
+    with LoopFilesystem(tmp_path / "disk") as disk:
+        storage = Storage.create(disk.path / "storage")
+        storage.make_repository("r")
+        mount = mounts(storage)
+        fd = os.open(mount.path / "r/_uploads/x", os.O_WRONLY | os.O_CREAT)
+        os.write(fd, b"x" * 100_000)
+        disk.freeze()
+        mount.process.terminate()
+        wait_until(lambda: "SIGTERM" in mount.log_text(), "the first signal", seconds=LIMIT)
+        mount.process.terminate()
+        wait_until(lambda: not mount.is_mounted, "the end of the mount", seconds=LIMIT)
+        with pytest.raises(OSError):
+            os.close(fd)
+        # A thread that waits for the disk cannot be ended by anything but the disk.
+        disk.thaw()
+        assert mount.wait_end() == INTERRUPTED
+    mount.declare("WARNING", "not all uploads were flushed")
+    mount.declare("ERROR", "a second signal (SIGTERM)")
 
 
 def test_nohup(storage: Storage, place: Path) -> None:
