@@ -65,6 +65,9 @@ _Result = TypeVar("_Result")
 #: Bytes that `write` gathers before it hands them to the driver: one trip to a thread for many small writes.
 STORE_SIZE: Final = 1 << 20
 
+#: Bytes below which a write is gathered with its neighbours.
+_SMALL: Final = 64 << 10
+
 #: Bytes read at a time when content is hashed from storage.
 _READ_SIZE: Final = 4 << 20
 
@@ -283,7 +286,7 @@ class LayerUpload:
         self._directory = UploadDirectory(info.name, info.uuid)
         self._writer = writer
         self._reader: FileReader | None = None
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | bytearray] = []
         self._pending_size = 0
         self._flushed = True
         # `_hash` is of the first `_hash.count` bytes of the file in version `_hash_version`; while there is a writer,
@@ -493,14 +496,21 @@ class LayerUpload:
     # --- steps of writing; the lock is held, except in `_append` -------------------------------------------------
 
     def _append(self, content: bytes) -> None:
-        self._pending.append(content)
+        last = self._pending[-1] if self._pending else None
+        if len(content) >= _SMALL:
+            self._pending.append(content)
+        elif isinstance(last, bytearray) and len(last) < STORE_SIZE:
+            last += content
+        else:
+            # Gathered: as objects of their own, bytes written one by one would take forty times their size.
+            self._pending.append(bytearray(content))
         self._pending_size += len(content)
         self.size += len(content)
 
     async def _store_pending(self) -> None:
         while self._pending:
             writer = await self._open_writer()
-            batch, self._pending = self._pending, []
+            batch, self._pending = [bytes(content) for content in self._pending], []
             start = writer.size
             # Here, not where bytes are taken: they may be taken while an earlier flush is under way.
             self._flushed = False
@@ -644,9 +654,11 @@ class LayerUpload:
         """
         try:
             return await change
-        except (UnsupportedByDriver, InvalidOffset) as error:
+        except (UnsupportedByDriver, InvalidOffset, ContentTooLarge) as error:
             if not refusable:
                 self._fail(error)
+            elif self._writer is not None:
+                self.size = self._writer.size + self._pending_size
             raise
         except BaseException as error:
             self._fail(error)
