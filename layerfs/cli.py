@@ -82,6 +82,11 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
 @_flag("--allow-delete", explanation="Let 'rm' remove a layer from its repository (never its bytes).")
 @_flag("--allow-other", explanation="Let other users than this one use the mount.")
 @_flag("--create", explanation="Begin an empty registry in SOURCE if it holds none.")
+@_flag(
+    "--trust-hash-states",
+    explanation="Believe the hash states of uploads that others began, instead of reading the uploads again. A wrong "
+    "state leads to a blob that does not match its digest.",
+)
 @_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
 @_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")
 @_value("--umask", "OCTAL", "Permissions that nothing in the mount has [default: 022].")

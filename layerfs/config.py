@@ -37,6 +37,8 @@ class MountConfig:
     allow_other: bool = False
     #: A source without a registry gets an empty one.
     create: bool = False
+    #: Hash states that others stored are believed, so that what they began is finished without reading it again.
+    trust_hash_states: bool = False
     #: Owner of everything in the mount.
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
@@ -71,6 +73,7 @@ _FLAGS: Final[Mapping[str, str]] = {
     "allow_delete": "allow_delete",
     "allow_other": "allow_other",
     "create": "create",
+    "trust_hash_states": "trust_hash_states",
 }
 
 _TRUTH: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

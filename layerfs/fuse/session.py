@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,15 +62,14 @@ class Session:
         """Answers requests until `stop` is called or the file system is unmounted; what has begun is finished."""
         await pyfuse3.main(min_tasks=1, max_tasks=_MAX_REQUESTS)
 
-    def raise_read_ahead(self) -> None:
+    def raise_read_ahead(self, device: str) -> None:
         """Lets the kernel ask for more at a time, where this process may (root, and sysfs is writable).
 
-        To be called when the first request was answered: until then the kernel puts its own limit back.
+        `device` is the mount's `major:minor`. To be called when the first request was answered: until then the kernel
+        puts its own limit back.
         """
-        device = _device_of(self._mountpoint)
-        if device is not None:
-            with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
-                setting.write(str(_READ_AHEAD_KIB))
+        with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
+            setting.write(str(_READ_AHEAD_KIB))
 
     def stop(self) -> None:
         """Makes `run` return when the requests under way are answered."""
@@ -95,15 +93,3 @@ def _mount_options(options: SessionOptions) -> set[str]:
         # without it a refused write can say that it is EPERM for everyone.
         chosen |= {"allow_other", "default_permissions"}
     return chosen
-
-
-def _device_of(mountpoint: str) -> str | None:
-    """`major:minor` of the newest mount on `mountpoint`, by the kernel's table: a stat would wait for ourselves."""
-    wanted = os.path.abspath(mountpoint).encode(errors="surrogateescape")
-    found = None
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            fields = line.split()
-            if fields[4].decode("unicode_escape").encode("latin-1") == wanted:
-                found = fields[2].decode()
-    return found

@@ -13,7 +13,15 @@ import trio
 
 from layerfs.digest import HEX_LENGTHS, Digest
 from layerfs.driver.interface import StorageDriver
-from layerfs.errors import ContentTooLarge, DriverError, InvalidDigest, LayerfsError, LinkInvalid, NotRegularFile
+from layerfs.errors import (
+    ContentTooLarge,
+    DriverError,
+    InvalidDigest,
+    LayerfsError,
+    LinkInvalid,
+    NotRegularFile,
+    PathNotFound,
+)
 
 #: Bytes. The longest digest has 135; more is no link, and is not read to find that out.
 LINK_LIMIT: Final = 256
@@ -49,7 +57,11 @@ async def read_links(driver: StorageDriver, paths: Sequence[str]) -> list[Digest
 
 async def write_link(driver: StorageDriver, path: str, digest: Digest) -> None:
     """Makes `path` a link to `digest`: exactly the digest, without a newline, which registries would choke on."""
-    await driver.put_content(path, str(digest).encode())
+    try:
+        await driver.put_content(path, str(digest).encode())
+    except PathNotFound as error:
+        # Not that something is missing: a file stands where a directory should be.
+        raise NotRegularFile(path, "something else stands in its way") from error
 
 
 def _may_be_in_flux(content: bytes | DriverError) -> bool:

@@ -100,7 +100,7 @@ class Registry:
         """
         try:
             entries = await self.driver.list(RepositoryDirectory(name).path)
-        except PathNotFound as error:
+        except (PathNotFound, NotRegularFile) as error:
             if not name:
                 return Listing(is_repository=False, components=())
             raise RepositoryUnknown(name) from error
@@ -165,7 +165,7 @@ class Registry:
 
     async def _remove_empty(self, name: str) -> None:
         directory = RepositoryDirectory(name)
-        with contextlib.suppress(PathNotFound):
+        with contextlib.suppress(PathNotFound, NotRegularFile):
             await self._uploads.remove_ghosts(name)
         if not await self._remove_directories_together(
             name, (directory.uploads, directory.layers, directory.manifests)
@@ -199,6 +199,8 @@ class Registry:
             entries = await self.driver.list(path)
         except PathNotFound:
             return False
+        except NotRegularFile:
+            return True
         for entry in entries:
             if not entry.is_directory or await self._has_files(f"{path}/{entry.name}"):
                 return True

@@ -157,7 +157,7 @@ class UploadStore:
         """All uploads of repository `name`, the oldest first. What registries leave of cancelled ones is left out."""
         try:
             entries = await self.driver.list(RepositoryDirectory(name).uploads)
-        except PathNotFound:
+        except (PathNotFound, NotRegularFile):
             return []
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
         found = await self._stat_many(name, [uuid for uuid in uuids if _is_upload_id(uuid)])

@@ -41,7 +41,7 @@ from layerfs.view.nodes import (
 from layerfs.view.state import MountState
 
 #: Bytes that a writer may be ahead of storage before it has to wait.
-_WRITE_BEHIND: Final = 4 * STORE_SIZE
+_WRITE_BEHIND: Final = 2 * STORE_SIZE
 
 #: Seconds that opening for writing waits for a handle that was flushed and may be closed already: the kernel tells of
 #: the last close (RELEASE) only after `close` has returned.
