@@ -15,6 +15,7 @@ from typing import Self
 
 import pytest
 from harness.bounded import attempt
+from harness.commands import wait_until
 from harness.damage import damage, wrong_layers
 from harness.loopfs import LoopFilesystem
 from harness.mount import Mount
@@ -25,7 +26,7 @@ from harness.workload import Journal, broken_promises, read_journal, start_clien
 
 CLIENTS = 3
 
-#: Another moment in every run; the seed is in the name of the test's first line of output.
+#: Another moment in every run; a failing test shows the seed.
 SEED = int(os.environ.get("LAYERFS_SEED") or time.time_ns() % 1_000_000)
 
 
@@ -56,7 +57,8 @@ class Machine:
             start_client(self._mount.path / repository, f"{SEED}-{number}-{client}", journal)
             for client in range(CLIENTS)
         ]
-        time.sleep(dice.uniform(0.4, 1.5))  # the moment is what the test is about
+        wait_until(lambda: len(read_journal(journal).promises) >= 2 * CLIENTS, "the clients are at work", seconds=30)
+        time.sleep(dice.uniform(0, 1))  # the moment is what the test is about
         cut_at = time.time()
         self.disk.cut_power()
         for client in clients:
@@ -97,7 +99,7 @@ def test_power_cuts(kind: str, tmp_path: Path, watchdog: None) -> None:
     """After each of a few cuts all that was acknowledged is there, right, and can be gone on with."""
     problems, acknowledged = _cut_often(kind, 4, tmp_path)
     assert not problems, "\n".join(problems)
-    assert acknowledged > 20
+    assert acknowledged >= 10
 
 
 @pytest.mark.soak

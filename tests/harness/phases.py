@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,10 +147,18 @@ def _always(repository: MountedRepository) -> str | None:
     return None
 
 
+def _uploads_of(repository: MountedRepository) -> dict[str, bytes]:
+    """All uploads that are there. One may be listed for a moment (metadata TTL) after it is gone."""
+    found = {}
+    for name in repository.uploads:
+        with suppress(FileNotFoundError):
+            found[name] = repository.upload(name).read_bytes()
+    return found
+
+
 def _prefix(repository: MountedRepository, least: int = 0) -> str | None:
     """Uploads have the first bytes of what was written, and at least so many."""
-    for name in repository.uploads:
-        seen = repository.upload(name).read_bytes()
+    for name, seen in _uploads_of(repository).items():
         if seen != data_of(repository)[: len(seen)]:
             return f"the {len(seen)} bytes of upload {name} are not those that were written"
         if len(seen) < least:
@@ -158,17 +167,17 @@ def _prefix(repository: MountedRepository, least: int = 0) -> str | None:
 
 
 def _first_half_is_there(repository: MountedRepository) -> str | None:
-    return _prefix(repository, _FIRST) if repository.uploads else "the upload is gone"
+    return _prefix(repository, _FIRST) if _uploads_of(repository) else "the upload is gone"
 
 
 def _all_is_there(repository: MountedRepository) -> str | None:
-    return _prefix(repository, _SIZE) if len(repository.uploads) == 1 else f"not one upload: {repository.uploads}"
+    return _prefix(repository, _SIZE) if len(_uploads_of(repository)) == 1 else f"uploads: {repository.uploads}"
 
 
 def _upload_or_layer(repository: MountedRepository) -> str | None:
     """Committing was interrupted: until the layer is there, the upload is. Its bytes may be on their way already."""
     data = data_of(repository)
-    if not repository.uploads and not repository.layer(digest_of(data)).exists():
+    if not _uploads_of(repository) and not repository.layer(digest_of(data)).exists():
         return "neither the upload nor the layer is there"
     return _prefix(repository)
 

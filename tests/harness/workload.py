@@ -209,7 +209,7 @@ def read_journal(path: Path) -> Journal:
     """A line that was cut off by the end of its writer is no promise."""
     promises: dict[str, Promise] = {}
     failures = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text().split("\n")[:-1] if path.exists() else []:
         event = json.loads(line)
         if event["event"] == "failed":
             failures.append(event)
