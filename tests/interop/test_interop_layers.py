@@ -59,6 +59,16 @@ def test_the_storage_is_exactly_what_the_registry_writes(
     assert len(files(ours.root)) == (2 if algorithm == "sha256" else 3)
 
 
+@pytest.mark.parametrize("there", [["_layers"], ["_uploads"], ["_manifests"]])
+def test_both_generations_of_registries_find_the_repository(mounts, storage: Storage, payload, there) -> None:
+    """After a commit the repository has what 2.x looks for and what 3.x looks for, whatever it had before."""
+    for part in there:
+        (storage.repository("r") / part).mkdir(parents=True)
+    MountedRepository(mounts(storage), storage, "r").put_layer(payload(100))
+    assert (storage.repository("r") / "_layers").is_dir()
+    assert (storage.repository("r") / "_manifests").is_dir()
+
+
 def test_modes_are_what_the_registry_writes(mounts, tmp_path: Path, payload) -> None:
     """Files and directories have the registry's modes and owner."""
     data = payload(1000)

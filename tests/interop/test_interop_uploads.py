@@ -292,6 +292,16 @@ def test_a_planted_state_never_makes_a_wrong_blob(repository: MountedRepository,
     repository.assert_stored(TRUE)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in planted_states() if kind not in ("of-other-data", "right")])
+def test_a_broken_state_does_no_harm_where_states_are_trusted(mounts, storage: Storage, kind: str) -> None:
+    """With `--trust-hash-states` a state that is wrong never keeps the right digest from succeeding."""
+    storage.make_repository("r")
+    upload_id = storage.put_upload("r", TRUE, states=planted_states()[kind])
+    repository = MountedRepository(mounts(storage, "--trust-hash-states"), storage, "r")
+    repository.commit(upload_id, digest_of(TRUE))
+    repository.assert_stored(TRUE)
+
+
 @pytest.mark.parametrize("kind", planted_states())
 def test_a_planted_state_is_not_carried_on(repository: MountedRepository, kind: str) -> None:
     """Continued here and then committed: what would follow from the wrong state is EBADMSG, the truth succeeds."""

@@ -400,6 +400,19 @@ def _commits(repository: MountedRepository, name: str, digest: str) -> bool:
     return False
 
 
+def test_a_blob_that_another_mount_mended(two, payload) -> None:
+    """A layer seen truncated, and mended by another node, is whole here within the TTL: its size too."""
+    here, there = two
+    data = payload(100_000)
+    digest = here.storage.put_layer("r", data)
+    os.truncate(here.storage.blob(digest), 1000)
+    assert len(here.layer(digest).read_bytes()) == 1000
+    there.put_layer(data)
+    there.mount.declare("WARNING")
+    wait_until(lambda: os.stat(here.layer(digest)).st_size == 100_000, "the right size", seconds=3)
+    assert here.layer(digest).read_bytes() == data
+
+
 def test_both_commit_the_same_blob(two, payload) -> None:
     """Two nodes push the same layer at the same time: both succeed, one blob."""
     data = payload(2_000_000)

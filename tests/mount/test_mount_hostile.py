@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -264,16 +265,20 @@ def test_link_content(repository: MountedRepository, payload, content: bytes) ->
     repository.mount.declare("WARNING")
 
 
-def test_an_empty_link_that_is_just_being_rewritten(repository: MountedRepository, payload) -> None:
+def test_an_empty_link_that_is_just_being_rewritten(mounts, storage: Storage, payload) -> None:
     """A registry 2.8 truncates a link and writes it again: a reader in between still finds the layer."""
-    digest = repository.storage.put_layer(repository.name, payload(100))
-    link = repository.storage.link(repository.name, digest)
-    script = f"import time; f = open({str(link)!r}, 'w'); time.sleep(0.04); f.write({digest!r}); f.close()"
-    for _ in range(10):
-        with subprocess.Popen(["python3", "-c", f"{script}; print('ok')"], stdout=subprocess.PIPE) as writer:
-            while writer.poll() is None:
-                assert os.path.exists(repository.layer(digest))
-                assert repository.layers == [digest]
+    digest = storage.put_layer("r", payload(100))
+    repository = MountedRepository(mounts(storage, "--metadata-ttl", "0"), storage, "r")
+    link = storage.link("r", digest)
+    for cut in (0, 1, 40, 70) * 5:
+        with open(link, "w") as file:
+            file.write(digest[:cut])
+            file.flush()
+            rewriting = threading.Timer(0.04, lambda file=file, cut=cut: (file.write(digest[cut:]), file.flush()))
+            rewriting.start()
+            assert os.stat(repository.layer(digest)).st_size == 100
+            assert repository.layers == [digest]
+            rewriting.join()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_prefix_becomes_a_repository_when_used(mounts, storage: Storage) -> No
     run("mkdir", "-p", mount.path / "a/b")
     a = MountedRepository(mount, storage, "a")
     a.put_layer(b"abc")
-    assert is_repository(storage, "a")
+    assert all((storage.repository("a") / part).is_dir() for part in ("_layers", "_manifests"))
     assert is_repository(storage, "a/b")
     assert {"_layers", "_uploads", "b"} <= set(os.listdir(a.path))
 

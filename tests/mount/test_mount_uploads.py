@@ -338,6 +338,14 @@ def test_a_writer_that_gave_up_its_only_handle(repository: MountedRepository) ->
     assert repository.upload("x").read_bytes() == b"a\nb\n"
 
 
+def test_a_handle_that_is_let_go_a_little_later(repository: MountedRepository) -> None:
+    """The kernel gives a handle back after `close` (here 0.1 s later, for a child had it too): who comes next waits."""
+    script = 'exec 3> "$1"; echo a >&3; sleep 0.1 & exec 3>&-; echo b >> "$1"; wait'
+    for _ in range(5):
+        shell(script, repository.upload("x"))
+        assert repository.upload("x").read_bytes() == b"a\nb\n"
+
+
 def test_inherited_handles_are_one_writer(repository: MountedRepository) -> None:
     """A subshell whose output goes to an upload: many commands, one handle, nothing lost."""
     shell('( echo a; echo b; /bin/echo c; cat <<< d ) > "$1"', repository.upload("x"))
