@@ -319,7 +319,10 @@ def _advice(source: str, error: LayerfsError) -> str:
 
 
 async def _find_storage(source: str, *, create: bool) -> StorageDriver:
-    """The driver of `source`, where there is a registry; raises `NotARegistry` with the right source if this one lies inside a storage."""
+    """The driver of `source`, where there is a registry.
+
+    Raises `NotARegistry`, with the right source if this one lies inside a storage.
+    """
     try:
         return await _open(source, create=False)
     except (NotARegistry, PathNotFound):

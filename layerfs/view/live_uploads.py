@@ -88,13 +88,20 @@ class LiveUploads:
         return [live for live in self._live.values() if live.writer is not None]
 
     async def listing(self, name: str) -> Sequence[UploadInfo]:
-        """The uploads of a repository as storage has them, from memory while that is fresh."""
+        """The uploads of a repository as storage has them, from memory while that is fresh.
+
+        Without what is being written to `_layers` here: if it does not become a layer it goes when it is released.
+        """
         infos = self.state.upload_listings.get(name)
         if infos is None:
             began_at = time.monotonic()
             infos = _with_distinct_names(await self.state.service(name).uploads())
             self.state.upload_listings.put(name, began_at, infos)
-        return infos
+        return [info for info in infos if not self._becomes_a_layer(info)]
+
+    def _becomes_a_layer(self, info: UploadInfo) -> bool:
+        live = self.live(info.name, info.uuid)
+        return live is not None and live.expected is not None
 
     async def find(self, name: str, file_name: str) -> UploadFile:
         """The upload called `file_name`. Raises `NoSuchEntry`."""

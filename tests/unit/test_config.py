@@ -18,8 +18,8 @@ def test_what_fstab_says_to_everybody_is_ignored() -> None:
 
 def test_every_option_has_its_dash_o_form() -> None:
     """`-o key_with_underscores=value` sets the field of that name, with the value that the long option would have."""
-    given = "allow_delete,allow_other,create,read_only,trust_hash_states,uid=5,gid=6,umask=027,metadata_ttl=0.5,operation_timeout=9"
-    given += ",max_handles=7,max_uploads=8,log_level=debug,log_format=json,log_file=/tmp/log"
+    given = "allow_delete,allow_other,create,read_only,trust_hash_states,uid=5,gid=6,umask=027,metadata_ttl=0.5"
+    given += ",operation_timeout=9,max_handles=7,max_uploads=8,log_level=debug,log_format=json,log_file=/tmp/log"
     assert parse_mount_options(given) == {
         "allow_delete": True,
         "allow_other": True,
