@@ -182,7 +182,7 @@ class UploadMachine(RuleBasedStateMachine):
                 interrupted.power = False
             self.judge(uuid, after, interrupted)
         else:
-            model.content = after
+            model.content, model.stored = after, min(model.stored, len(after))
             if durable:
                 model.durable, model.stored, model.is_inherited = after, len(after), False
 
