@@ -7,17 +7,23 @@ fsync has failed.
 
 from __future__ import annotations
 
+import os
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness.bounded import Outcome, attempt
+from harness.bounded import Outcome, attempt, timed
+from harness.commands import append, write_all
+from harness.mount import Mount
 from harness.phases import PHASES, Phase
 from harness.planted import plant
 from harness.repository import MountedRepository
+from harness.storage import Storage, digest_of
 from harness.strace import Call, fail_always, fail_at
 from harness.tolerance import forgive_refusals
+from harness.workload import content
 from test_crash_points import BY_NAME, Laboratory
 
 ERRORS = ("EIO", "ENOSPC")
@@ -124,6 +130,56 @@ def test_a_disk_that_always_fails(error: str, tmp_path: Path, watchdog: None) ->
             assert laboratory.mount.is_alive
             forgive_refusals(laboratory.mount)
             laboratory.mount.check_log()
+
+
+def test_fsync_has_failed_for_good(storage: Storage, mounts: Callable[..., Mount]) -> None:
+    """After one failed fsync no later one on this descriptor succeeds, whatever the disk says by then."""
+    mount = mounts(storage)
+    repository = MountedRepository(mount, storage, "app")
+    storage.make_repository("app")
+    repository.put_upload("layer", b"saved")
+    with fail_always(mount.process.pid, ("fsync", "fdatasync"), "EIO") as strace:
+        seen = attempt(_fsync_again_and_again, repository.upload("layer"), strace.let_go, seconds=30).value
+    assert seen[0] == "EIO"
+    assert "ok" not in seen[:3], seen
+    data = attempt(repository.upload("layer").read_bytes).value
+    assert data.startswith(b"saved")
+    assert attempt(append, repository.upload("layer"), b"!").is_ok
+    assert attempt(repository.commit, "layer", digest_of(data + b"!")).is_ok
+    repository.assert_stored(data + b"!")
+    forgive_refusals(mount)
+
+
+def _fsync_again_and_again(path: Path, heal: Callable[[], None]) -> list[str]:
+    """The disk is broken for the first fsync only."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    write_all(descriptor, b" and lost")
+    seen = [timed(os.fsync, descriptor).name]
+    heal()
+    seen += [timed(os.fsync, descriptor).name, timed(os.fsync, descriptor).name]
+    return [*seen, timed(os.close, descriptor).name]
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOMEM", "EMFILE"])
+def test_reading_fails(error: str, storage: Storage, mounts: Callable[..., Mount]) -> None:
+    """When storage cannot be read the reader is told: never fewer bytes, never others; then all is as before."""
+    layers = [content(f"layer {number}", 2_000_000) for number in range(3)]
+    for data in layers:
+        storage.put_layer("app", data)
+    mount = mounts(storage)
+    paths = [mount.path / "app/_layers" / digest_of(data) for data in layers]
+    assert attempt(_first_bytes, paths[0]).is_ok
+    with fail_always(mount.process.pid, ("openat2", "pread64", "preadv", "preadv2"), error) as strace:
+        seen = [attempt(path.read_bytes) for path in paths]
+    assert strace.injected
+    assert {outcome.name for outcome in seen} <= {"EIO", "EMFILE"}
+    assert [attempt(path.read_bytes).value == data for path, data in zip(paths, layers, strict=True)] == [True] * 3
+    forgive_refusals(mount)
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        return file.read(10)
 
 
 def test_a_second_fsync_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watchdog: None) -> None:

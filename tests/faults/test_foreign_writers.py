@@ -228,6 +228,16 @@ def test_races(kind: str, storage: Storage, mounts) -> None:
     assert track.writes
 
 
+@pytest.mark.parametrize("kind", ["append", "overwrite", "mapping", "truncate"])
+def test_races_without_leases(
+    kind: str, storage: Storage, tmp_path: Path, mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same on a file system that has no leases: nobody can be kept out, so what is published must be a copy."""
+    plant("no leases", tmp_path / "planted", monkeypatch)
+    track = _run_races(kind, 10, storage, mounts(storage))
+    assert not track.problems, "\n".join(track.problems)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", RACES)

@@ -13,6 +13,15 @@ from typing import Final
 import pytest
 
 BUGS: Final = {
+    # No bug, but a file system as there are some: NFS and most of FUSE have no leases.
+    "no leases": """
+        real = fcntl.fcntl
+        def refused(descriptor, command, *argument):
+            if command == fcntl.F_SETLEASE:
+                raise OSError(22, "Invalid argument")
+            return real(descriptor, command, *argument)
+        fcntl.fcntl = refused
+    """,
     # Everything looks right until the power goes.
     "no fsync": """
         os.fsync = os.fdatasync = lambda descriptor: None

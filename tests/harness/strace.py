@@ -7,11 +7,13 @@ so almost every call can be reached; the tests say how many were.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,7 @@ class Strace:
     """strace on all threads of a process, while in the `with` block."""
 
     def __init__(self, pid: int, *options: str, calls: tuple[str, ...] = STATE_CHANGING) -> None:
+        self._pid = pid
         self._directory = tempfile.TemporaryDirectory(prefix="layerfs-strace-")
         self._output = Path(self._directory.name) / "calls"
         trace = f"trace={','.join('?' + name for name in calls)}"
@@ -77,6 +80,12 @@ class Strace:
     def __exit__(self, *_exc: object) -> None:
         self.detach()
         self._directory.cleanup()
+
+    def let_go(self) -> None:
+        """From here on the daemon runs by itself; for children of the test, who cannot wait for strace."""
+        os.kill(self._process.pid, signal.SIGINT)
+        while "TracerPid:\t0" not in Path(f"/proc/{self._pid}/status").read_text():
+            time.sleep(0.01)  # polling interval
 
     def detach(self) -> None:
         """From here on the daemon runs by itself. May be called again."""
