@@ -9,7 +9,7 @@ from layerfs.digest import Digest
 from layerfs.errors import InvalidArgument, InvalidDigest, LayerExists, NotPermitted
 from layerfs.registry import LayerService
 from layerfs.registry.paths import LAYERS
-from layerfs.view.layer_file import LayerFile
+from layerfs.view.blob_file import LayerFile
 from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import (
     Attributes,
@@ -85,7 +85,7 @@ class LayersDirectory(Directory):
         if not isinstance(node, LayerFile):
             raise InvalidArgument(f"{node.path} is no layer: only layers can be linked into {self.path}")
         digest = self._digest(name)
-        if digest not in (node.info.digest, node.info.blob.digest):
+        if digest not in (node.digest, node.blob.digest):
             raise InvalidArgument(f"a layer keeps its name: link it as {node.name!r}, not as {name!r}")
         info = await self._service.mount(node.repository, digest)
         self._state.fresh_repositories.discard(self.repository)

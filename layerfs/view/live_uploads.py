@@ -30,7 +30,7 @@ from layerfs.errors import (
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
 from layerfs.registry.paths import LAYERS, UPLOADS
 from layerfs.registry.uploads import STORE_SIZE
-from layerfs.view.layer_file import LayerFile
+from layerfs.view.blob_file import LayerFile
 from layerfs.view.nodes import (
     Attributes,
     Handle,

@@ -1,0 +1,98 @@
+"""Blobs as files: read-only, immutable, the same file wherever the blob is linked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Final
+
+from layerfs.digest import Digest
+from layerfs.driver.interface import FileReader
+from layerfs.errors import NotPermitted, ShortRead
+from layerfs.registry import BlobInfo, LayerInfo
+from layerfs.registry.paths import LAYERS
+from layerfs.view.nodes import IMMUTABLE_TIMEOUT, Attributes, Handle, Node, file_attributes
+from layerfs.view.readahead import ReadAhead
+from layerfs.view.state import MountState
+
+#: What a registry says that every layer is.
+_OCTET_STREAM: Final = "application/octet-stream"
+
+#: A blob has two names, its own and that of the link; with one, `du` would count it again in every repository.
+_LINKS: Final = 2
+
+
+class BlobFile(Node):
+    """A blob linked into a repository, under the name `digest`.
+
+    The same blob is the same file in every repository and under every digest it is linked by.
+    """
+
+    def __init__(self, state: MountState, repository: str, path: str, digest: Digest, blob: BlobInfo) -> None:
+        self.path = path
+        self.name = str(digest)
+        self.digest = digest
+        self.blob = blob
+        self.repository = repository
+        self._state = state
+
+    @property
+    def key(self) -> Hashable:
+        return self.blob.digest
+
+    async def attributes(self) -> Attributes:
+        return self.attributes_now()
+
+    def attributes_now(self) -> Attributes:
+        """As `attributes`: nothing about a blob can change."""
+        attributes = file_attributes(
+            permissions=self._state.permissions(0o444),
+            size=self.blob.size,
+            modified_at=self.blob.stored_at,
+            links=_LINKS,
+        )
+        return replace(attributes, entry_timeout=self._state.options.metadata_ttl, attribute_timeout=IMMUTABLE_TIMEOUT)
+
+    def extended_attributes(self) -> dict[str, str]:
+        return {"digest": str(self.blob.digest), "mediatype": self.media_type, "repository": self.repository}
+
+    @property
+    def media_type(self) -> str:
+        """What the content is."""
+        return _OCTET_STREAM
+
+    async def open(self, flags: int) -> Handle:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise NotPermitted(f"{self.path} is a stored blob: it cannot be written, whoever asks")
+        reader = await self._state.registry.blobs.open(self.blob.digest)
+        if reader.size < self.blob.size:
+            # The kernel believes the size that it was told: a reader would take the missing end for the end.
+            reader.close()
+            raise ShortRead(self.path, f"its blob has {reader.size} bytes left of {self.blob.size}")
+        return BlobHandle(self._state, self.path, reader)
+
+
+class LayerFile(BlobFile):
+    """A layer."""
+
+    def __init__(self, state: MountState, repository: str, info: LayerInfo) -> None:
+        super().__init__(state, repository, f"{repository}/{LAYERS}/{info.digest}", info.digest, info.blob)
+
+
+class BlobHandle(Handle):
+    """An open blob."""
+
+    def __init__(self, state: MountState, path: str, reader: FileReader) -> None:
+        self.path = path
+        self._reader = reader
+        self._ahead = ReadAhead(reader, state.read_ahead, lambda task: state.start(task, f"read-ahead of {path}"))
+        # The way of a read that need not wait is one call, not two.
+        self.read_nowait = reader.read_nowait  # type: ignore[method-assign]
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return await self._ahead.read(offset, length)
+
+    async def release(self) -> None:
+        self._ahead.close()
+        self._reader.close()
