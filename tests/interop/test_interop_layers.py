@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,12 +60,18 @@ def test_the_storage_is_exactly_what_the_registry_writes(
     assert len(files(ours.root)) == (2 if algorithm == "sha256" else 3)
 
 
-@pytest.mark.parametrize("there", [["_layers"], ["_uploads"], ["_manifests"]])
-def test_both_generations_of_registries_find_the_repository(mounts, storage: Storage, payload, there) -> None:
+@pytest.mark.parametrize("there", ["_layers", "_manifests", "_uploads", "an upload"])
+def test_both_generations_of_registries_find_the_repository(mounts, storage: Storage, there: str) -> None:
     """After a commit the repository has what 2.x looks for and what 3.x looks for, whatever it had before."""
-    for part in there:
-        (storage.repository("r") / part).mkdir(parents=True)
-    MountedRepository(mounts(storage), storage, "r").put_layer(payload(100))
+    name = str(uuid.uuid4())
+    if there == "an upload":
+        storage.put_upload("r", b"abc", upload_id=name)
+    else:
+        (storage.repository("r") / there).mkdir(parents=True)
+    repository = MountedRepository(mounts(storage), storage, "r")
+    if there != "an upload":
+        repository.put_upload(name, b"abc")
+    repository.commit(name, digest_of(b"abc"))
     assert (storage.repository("r") / "_layers").is_dir()
     assert (storage.repository("r") / "_manifests").is_dir()
 

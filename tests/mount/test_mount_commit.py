@@ -427,6 +427,18 @@ def test_a_commit_sees_what_others_overwrote(repository: MountedRepository, data
     repository.mount.declare("WARNING")
 
 
+def test_appending_to_what_others_overwrote(repository: MountedRepository, data: bytes) -> None:
+    """Bytes changed behind our back, and then we append: the truth is what is stored, not what we remember."""
+    repository.put_upload("x", data)
+    changed = b"X" + data[1:]
+    (repository.upload_directory("x") / "data").write_bytes(changed)
+    append(repository.upload("x"), b"tail")
+    with repository.mount.refused(errno.EBADMSG):
+        repository.commit("x", digest_of(data + b"tail"))
+    repository.commit("x", digest_of(changed + b"tail"))
+    repository.assert_stored(changed + b"tail")
+
+
 # --- creating at the digest ------------------------------------------------------------------------------------------
 
 
