@@ -7,6 +7,7 @@ before is still right, and whether the thing was really done when it was said to
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from harness.workload import content
 #: Enough for several writes to storage, little enough for hundreds of runs.
 _SIZE = 200_000
 _FIRST = 120_000
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,12 @@ def _upload_or_layer(repository: MountedRepository) -> str | None:
 
 
 def _not_uploaded(repository: MountedRepository) -> str | None:
-    if repository.uploads != ["layer"]:
-        return f"uploads: {repository.uploads}"
-    return _prefix(repository, _SIZE)
+    uploads = _uploads_of(repository)
+    if uploads.pop("layer", None) != data_of(repository):
+        return "the upload is not what was uploaded"
+    # Dying while an upload is begun may leave an empty one, without a name, for registries to purge.
+    left = [name for name, data in uploads.items() if data or not _UUID.fullmatch(name)]
+    return f"more uploads: {left}" if left else _always(repository)
 
 
 def _not_committed(repository: MountedRepository) -> str | None:

@@ -85,4 +85,4 @@ def plant(bug: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def unplant(monkeypatch: pytest.MonkeyPatch) -> None:
     """Daemons started from now on are themselves again."""
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"].partition(os.pathsep)[2])
