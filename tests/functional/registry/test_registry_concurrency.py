@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,8 +18,9 @@ from harness.walk import files_in
 
 from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
+from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
-from layerfs.errors import BackendFailure, ContentChanged, LayerClosed, LayerUploadBusy
+from layerfs.errors import BackendFailure, ContentChanged, LayerClosed, LayerUploadBusy, LayerUploadUnknown
 from layerfs.registry import LayerService, LayerUpload, Registry
 
 NAME = "foo/bar"
@@ -362,3 +365,29 @@ async def test_many_uploads_at_once(
     for path, content in files.items():
         if path.endswith("/data"):
             assert hashlib.sha256(content).hexdigest() in path
+
+
+async def test_cancelled_at_any_moment(tmp_path: Path, payload: Callable[[int], bytes]) -> None:
+    """With real threads, that go on after their caller has gone: never another's bytes, and always a way to finish."""
+    moments = random.Random(7)
+    layers = (await Registry.open(LocalDriver(str(tmp_path)), create=True)).repository(NAME).layers
+
+    async def go_on(upload: LayerUpload, content: bytes) -> None:
+        while upload.offset < len(content):
+            await upload.write(content[upload.offset : upload.offset + moments.choice([100, 70_000, 1_500_000])])
+            await moments.choice([upload.flush, upload.store, lambda: upload.write_at(0, content[:5])])()
+        await upload.finish(digest_of(content, moments.choice(["sha256", "sha512"])))
+
+    for _ in range(30):
+        content = payload(moments.choice([10, 5_000, 2_000_000]))
+        upload = await layers.upload()
+        while not await layers.exists(digest_of(content)):
+            with trio.move_on_after(moments.choice([0.001, 0.01, 1.0])), contextlib.suppress(ContentChanged):
+                await go_on(upload, content)
+            if not upload.is_usable:
+                await upload.close()
+                with contextlib.suppress(LayerUploadUnknown):
+                    upload = await layers.resume(upload.uuid)
+                    assert content.startswith(await upload.read(0, upload.size))
+        async with await layers.fetch(digest_of(content)) as layer:
+            assert await layer.read() == content
