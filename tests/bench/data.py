@@ -97,4 +97,5 @@ def _tar(path: Path, size: int) -> None:
             member.size = _MEMBER
             archive.addfile(member, io.BytesIO(os.urandom(_MEMBER)))
             number += 1
-    os.truncate(path, size)  # after the end of an archive zeros may follow
+    with path.open("ab") as file:  # after the end of an archive zeros may follow; not a hole, `cp` would skip it
+        file.write(bytes(size - file.tell()))

@@ -54,7 +54,8 @@ def seconds_together(commands: Sequence[Sequence[object]]) -> float:
     taken = time.perf_counter() - began
     for process, text in zip(processes, said, strict=True):
         if process.returncode:
-            raise RuntimeError(f"{process.args} ended with {process.returncode}: {text.decode(errors='replace')}")
+            said_first = text.decode(errors="replace").partition("\n")[0]
+            raise RuntimeError(f"{' '.join(process.args)} ended with {process.returncode}: {said_first}")
     return taken
 
 

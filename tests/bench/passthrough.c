@@ -1,7 +1,8 @@
 /*
  * The peer in C that the benchmarks compare with: the least that a libfuse low-level server needs to serve a directory
  * tree read-only. Multi-threaded, splices data from the file to /dev/fuse, keeps the page cache and attributes for an
- * hour. One inode is one O_PATH descriptor, found by device and number in a list per hash bucket.
+ * hour. An inode is a path below the source (no descriptor: there can be more inodes than a process may open files),
+ * found by its hash.
  *
  *     passthrough SOURCE MOUNTPOINT
  */
@@ -11,11 +12,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse3/fuse_lowlevel.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -24,43 +25,50 @@
 
 struct inode {
     struct inode *next;
-    dev_t dev;
-    ino_t ino;
-    int fd;
     uint64_t lookups;
+    unsigned bucket;
+    char path[];
 };
 
-static struct inode root, *table[BUCKETS];
+static int source;
+static struct inode *root, *table[BUCKETS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-static struct inode *inode_of(fuse_ino_t ino) { return ino == FUSE_ROOT_ID ? &root : (struct inode *)(uintptr_t)ino; }
+static struct inode *inode_of(fuse_ino_t ino) { return ino == FUSE_ROOT_ID ? root : (struct inode *)(uintptr_t)ino; }
 
-static struct inode **bucket_of(dev_t dev, ino_t ino) { return &table[(ino ^ (dev << 8)) % BUCKETS]; }
+static struct inode *make_inode(const char *path, unsigned bucket)
+{
+    struct inode *inode = calloc(1, sizeof *inode + strlen(path) + 1);
+    strcpy(inode->path, path);
+    inode->bucket = bucket;
+    return inode;
+}
+
+static unsigned bucket_of(const char *path)
+{
+    unsigned hash = 5381;
+    while (*path)
+        hash = hash * 33 + (unsigned char)*path++;
+    return hash % BUCKETS;
+}
 
 static int find(struct inode *parent, const char *name, struct fuse_entry_param *entry)
 {
+    char path[PATH_MAX];
     memset(entry, 0, sizeof *entry);
-    int fd = openat(parent->fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &entry->attr) < 0) {
-        int error = errno;
-        if (fd >= 0)
-            close(fd);
-        return error;
-    }
-    struct inode **bucket = bucket_of(entry->attr.st_dev, entry->attr.st_ino), *inode;
+    if (snprintf(path, sizeof path, "%s/%s", parent->path, name) >= (int)sizeof path)
+        return ENAMETOOLONG;
+    if (fstatat(source, path, &entry->attr, AT_SYMLINK_NOFOLLOW) < 0)
+        return errno;
+    unsigned bucket = bucket_of(path);
     pthread_mutex_lock(&lock);
-    for (inode = *bucket; inode; inode = inode->next)
-        if (inode->dev == entry->attr.st_dev && inode->ino == entry->attr.st_ino)
-            break;
-    if (inode) {
-        close(fd);
-    } else {
-        inode = calloc(1, sizeof *inode);
-        inode->dev = entry->attr.st_dev;
-        inode->ino = entry->attr.st_ino;
-        inode->fd = fd;
-        inode->next = *bucket;
-        *bucket = inode;
+    struct inode *inode = table[bucket];
+    while (inode && strcmp(inode->path, path))
+        inode = inode->next;
+    if (!inode) {
+        inode = make_inode(path, bucket);
+        inode->next = table[bucket];
+        table[bucket] = inode;
     }
     inode->lookups++;
     pthread_mutex_unlock(&lock);
@@ -72,15 +80,14 @@ static int find(struct inode *parent, const char *name, struct fuse_entry_param 
 static void drop(fuse_ino_t ino, uint64_t lookups)
 {
     struct inode *inode = inode_of(ino), **place;
-    if (inode == &root)
+    if (inode == root)
         return;
     pthread_mutex_lock(&lock);
     inode->lookups -= lookups;
     if (!inode->lookups) {
-        for (place = bucket_of(inode->dev, inode->ino); *place != inode; place = &(*place)->next)
+        for (place = &table[inode->bucket]; *place != inode; place = &(*place)->next)
             ;
         *place = inode->next;
-        close(inode->fd);
         free(inode);
     }
     pthread_mutex_unlock(&lock);
@@ -113,22 +120,15 @@ static void do_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *in
 {
     (void)info;
     struct stat status;
-    if (fstatat(inode_of(ino)->fd, "", &status, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) < 0)
+    if (fstatat(source, inode_of(ino)->path, &status, AT_SYMLINK_NOFOLLOW) < 0)
         fuse_reply_err(req, errno);
     else
         fuse_reply_attr(req, &status, TIMEOUT);
 }
 
-static int reopen(struct inode *inode, int flags)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", inode->fd);
-    return open(path, flags | O_CLOEXEC);
-}
-
 static void do_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *info)
 {
-    int fd = (info->flags & O_ACCMODE) == O_RDONLY ? reopen(inode_of(ino), O_RDONLY) : (errno = EROFS, -1);
+    int fd = openat(source, inode_of(ino)->path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) {
         fuse_reply_err(req, errno);
         return;
@@ -157,7 +157,7 @@ static void do_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *in
 
 static void do_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *info)
 {
-    int fd = reopen(inode_of(ino), O_RDONLY | O_DIRECTORY);
+    int fd = openat(source, inode_of(ino)->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *directory = fd < 0 ? NULL : fdopendir(fd);
     if (!directory) {
         fuse_reply_err(req, errno);
@@ -223,11 +223,10 @@ int main(int argc, char **argv)
 {
     if (argc != 3)
         return fputs("usage: passthrough SOURCE MOUNTPOINT\n", stderr), 2;
-    struct rlimit files = {1 << 20, 1 << 20}; /* an inode is a descriptor */
-    setrlimit(RLIMIT_NOFILE, &files);
-    root.fd = open(argv[1], O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (root.fd < 0)
+    source = open(argv[1], O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (source < 0)
         return perror(argv[1]), 1;
+    root = make_inode(".", 0);
     char *arguments[] = {argv[0], "-o", "ro,fsname=passthrough"};
     struct fuse_args args = FUSE_ARGS_INIT(3, arguments);
     struct fuse_session *session = fuse_session_new(&args, &operations, sizeof operations, NULL);
