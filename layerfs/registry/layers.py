@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,7 +16,6 @@ from layerfs.errors import (
     InvalidOffset,
     LayerClosed,
     LayerExists,
-    LayerfsError,
     LayerUnknown,
     LinkInvalid,
     LinkMismatch,
@@ -26,7 +24,7 @@ from layerfs.errors import (
 )
 from layerfs.names import check_repository_name
 from layerfs.registry.blobs import BlobInfo, BlobStore
-from layerfs.registry.links import read_link, read_links
+from layerfs.registry.links import link_fits, raise_if_all_failed, read_link, read_links
 from layerfs.registry.paths import LayerLink, RepositoryDirectory
 from layerfs.registry.uploads import LayerUpload, UploadInfo, UploadStore, link_layer, make_repository
 
@@ -138,11 +136,11 @@ class LayerService:
         good = [
             (digest, link)
             for digest, link in zip(digests, links, strict=True)
-            if isinstance(link, Digest) and _link_fits(digest, link)
+            if isinstance(link, Digest) and link_fits(digest, link)
         ]
-        _raise_if_all_failed(links)
+        raise_if_all_failed(links)
         blobs = await self._blobs.stat_many([link for _, link in good])
-        _raise_if_all_failed(blobs)
+        raise_if_all_failed(blobs)
         return [
             LayerInfo(digest, blob) for (digest, _), blob in zip(good, blobs, strict=True) if isinstance(blob, BlobInfo)
         ]
@@ -227,22 +225,9 @@ Uploads: TypeAlias = list[UploadInfo]
 Digests: TypeAlias = list[Digest]
 
 
-def _link_fits(digest: Digest, link: Digest) -> bool:
-    """A canonical link names itself; one by another algorithm names the canonical digest of the same content."""
-    return link == digest if digest.is_canonical else link.is_canonical
-
-
 def _check_link(path: str, digest: Digest, link: Digest) -> Digest:
-    if not _link_fits(digest, link):
+    if not link_fits(digest, link):
         if not digest.is_canonical:
             raise LinkInvalid(path, f"{link} is not the canonical digest of anything")
         raise LinkMismatch(path, f"it leads to {link}")
     return link
-
-
-def _raise_if_all_failed(found: Sequence[Digest | BlobInfo | LayerfsError]) -> None:
-    """A single bad one is left out of a listing; if every one failed for lack of access, so has the listing."""
-    failures = [failure for failure in found if isinstance(failure, LayerfsError)]
-    hard = [failure for failure in failures if not isinstance(failure, LinkInvalid | PathNotFound | BlobUnknown)]
-    if hard and len(hard) == len(found):
-        raise hard[0]

@@ -55,6 +55,18 @@ async def read_links(driver: StorageDriver, paths: Sequence[str]) -> list[Digest
     return [_parse_link(path, content) for path, content in zip(paths, contents, strict=True)]
 
 
+def link_fits(digest: Digest, link: Digest) -> bool:
+    """Whether the link by `digest` may hold `link`: itself, or, by another algorithm, a canonical digest."""
+    return link == digest if digest.is_canonical else link.is_canonical
+
+
+def raise_if_all_failed(found: Sequence[object]) -> None:
+    """A single bad one is left out of a listing; if every one failed for lack of access, so has the listing."""
+    hard = [failure for failure in found if isinstance(failure, DriverError) and not isinstance(failure, PathNotFound)]
+    if hard and len(hard) == len(found):
+        raise hard[0]
+
+
 async def write_link(driver: StorageDriver, path: str, digest: Digest) -> None:
     """Makes `path` a link to `digest`: exactly the digest, without a newline, which registries would choke on."""
     try:
