@@ -459,8 +459,8 @@ def test_cp_to_a_wrong_digest(repository: MountedRepository, data: bytes, tmp_pa
     assert "Bad message" in result.stderr
     assert repository.layers == []
     # The kernel tells of the last close, which cancels the upload, after `close` has returned.
-    wait_until(lambda: repository.uploads == [], "the upload to be cancelled", seconds=3)
-    assert repository.storage.uploads(repository.name) == []
+    wait_until(lambda: repository.storage.uploads(repository.name) == [], "the upload to be cancelled", seconds=3)
+    assert repository.uploads == []
     assert not repository.storage.blob(WRONG).exists()
     with repository.mount.refused(errno.ENOENT):
         os.stat(repository.layer(WRONG))
