@@ -78,7 +78,7 @@ class Laboratory:
     def problems(self, repository: MountedRepository) -> list[str]:
         """What is wrong after a crash or an error, and what goes wrong when it is done again."""
         found = damage(self.storage) if not self._is_damaged_on_purpose(repository) else []
-        for check in (self.phase.wrong, self._again, self.phase.undone):
+        for check in (self.phase.wrong, self._again, self.phase.unfinished or self.phase.undone):
             outcome = attempt(check, repository)
             if outcome.value or not outcome.is_ok:
                 found.append(f"{check.__name__}: {outcome.value or outcome.name}")

@@ -37,6 +37,8 @@ class Phase:
     #: What must hold once `act` has succeeded.
     undone: Callable[[MountedRepository], str | None]
     options: tuple[str, ...] = ()
+    #: What must hold after a crash or error, once it was done again, if that is less.
+    unfinished: Callable[[MountedRepository], str | None] | None = None
 
 
 def data_of(repository: MountedRepository) -> bytes:
@@ -208,8 +210,8 @@ def _not_created(repository: MountedRepository) -> str | None:
     return _not_stored(repository, "sha256")
 
 
-def _not_stored(repository: MountedRepository, algorithm: str) -> str | None:
-    data = data_of(repository)
+def _not_stored(repository: MountedRepository, algorithm: str, data: bytes | None = None) -> str | None:
+    data = data_of(repository) if data is None else data
     canonical, digest = digest_of(data), digest_of(data, algorithm)
     blob, link = repository.storage.blob(canonical), repository.storage.link(repository.name, digest)
     if not blob.exists() or blob.read_bytes() != data:
@@ -242,6 +244,13 @@ def _not_made(repository: MountedRepository) -> str | None:
     return None if is_there else "there is no such repository in storage"
 
 
+def _not_usable(repository: MountedRepository) -> str | None:
+    """A directory that a crash has left is no reason to refuse: the first upload completes the repository."""
+    made = MountedRepository(repository.mount, repository.storage, f"{repository.name}/deep/er")
+    made.put_layer(data_of(repository))
+    return _not_made(repository) or _not_stored(made, "sha256", data_of(repository))
+
+
 def _not_linked(repository: MountedRepository) -> str | None:
     data = data_of(repository)
     digest = digest_of(data)
@@ -265,7 +274,7 @@ PHASES = [
     Phase("create-by-digest", _nothing, _create_by_digest, _always, _not_created),
     Phase("cancel", _whole_upload, _cancel, _prefix, _not_cancelled),
     Phase("rename", _whole_upload, _rename, _all_is_there, _not_renamed),
-    Phase("mkdir", _nothing, _make_repository, _always, _not_made),
+    Phase("mkdir", _nothing, _make_repository, _always, _not_made, unfinished=_not_usable),
     Phase("link", _committed, _link_from_other, _always, _not_linked),
     Phase("rm", _committed, _unlink, _always, _not_unlinked, ("--allow-delete",)),
 ]

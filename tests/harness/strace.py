@@ -41,6 +41,8 @@ class Call:
     number: int
     text: str
     is_reachable: bool = True
+    #: The calls just before it, which say what it is for.
+    before: str = ""
 
     @property
     def is_answer(self) -> bool:
@@ -119,7 +121,8 @@ class Strace:
             number = counted[match["thread"], name]
             if not _changes_state(name, arguments):
                 continue
-            found.append(Call(name, number, arguments, (name, number) not in seen))
+            before = " ".join(call.text for call in found[-2:])
+            found.append(Call(name, number, arguments, (name, number) not in seen, before))
             seen.add((name, number))
         return found
 
