@@ -9,6 +9,8 @@ The names of the layer errors are the Python forms of those in distribution's or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LayerfsError(Exception):
     """Base of every error that layerfs raises on purpose."""
@@ -68,6 +70,22 @@ class InvalidDigestLength(InvalidDigest):
 
 class UnsupportedDigestAlgorithm(InvalidDigest):
     """The right form, but of an algorithm that content cannot be verified with."""
+
+
+class InvalidTar(LayerfsError):
+    """Content that has no TarSum, because it is no tar archive or one that docker refused to read.
+
+    `position` is where the header of the entry begins that is at fault, in bytes.
+    """
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(f"no tar archive that a TarSum could be of: at byte {position}: {reason}")
+        self.position = position
+        self.reason = reason
+
+
+class TruncatedTar(InvalidTar):
+    """A tar archive that breaks off; `position` is where."""
 
 
 # --- storage driver ------------------------------------------------------------------------------------------
@@ -293,6 +311,111 @@ class LayerClosed(LayerfsError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} is closed")
+
+
+class InvalidManifest(LayerfsError):
+    """Content that is no manifest: malformed JSON, a wrong type, or not what its media type says."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"invalid manifest: {reason}")
+        self.reason = reason
+
+
+class ManifestTooLarge(LayerfsError):
+    """A manifest of more bytes than registries take."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"manifest too large: at most {limit} bytes are allowed")
+        self.limit = limit
+
+
+class ManifestInvalidDigest(LayerfsError):
+    """A manifest does not match the digest it was to be stored by; nothing was changed."""
+
+    def __init__(self, expected: object, actual: object) -> None:
+        super().__init__(f"manifest does not match: expected {expected}, but it is {actual}")
+        self.expected = expected
+        self.actual = actual
+
+
+class ManifestUnknown(LayerfsError):
+    """Base of the two ways in which a repository has no such manifest."""
+
+
+class ManifestUnknownRevision(ManifestUnknown):
+    """The repository has no manifest of this digest, or its link leads nowhere."""
+
+    def __init__(self, name: str, digest: object, reason: str = "") -> None:
+        super().__init__(f"unknown manifest {digest} in repository {name!r}" + (f": {reason}" if reason else ""))
+        self.name = name
+        self.digest = digest
+
+
+class TagUnknown(ManifestUnknown):
+    """The repository has no such tag, or its link is no digest."""
+
+    def __init__(self, name: str, tag: str, reason: str = "") -> None:
+        super().__init__(f"unknown tag {tag!r} in repository {name!r}" + (f": {reason}" if reason else ""))
+        self.name = name
+        self.tag = tag
+
+
+class ManifestVerification(LayerfsError):
+    """A well-formed manifest that cannot be stored in this repository; `errors` is everything that is wrong with it."""
+
+    def __init__(self, name: str, digest: object, errors: Sequence[LayerfsError]) -> None:
+        reasons = "; ".join(str(error) for error in errors[:10]) + ("; …" if len(errors) > 10 else "")
+        super().__init__(f"manifest {digest} cannot be stored in repository {name!r}: {reasons}")
+        self.name = name
+        self.digest = digest
+        self.errors = tuple(errors)
+
+
+class ManifestReferencesUnknown(ManifestVerification):
+    """A manifest that only lacks what it refers to: all of its `errors` are `ManifestBlobUnknown`."""
+
+
+class ManifestBlobUnknown(LayerfsError):
+    """A manifest refers to a blob, or to another manifest, that is not in its repository."""
+
+    def __init__(self, digest: object) -> None:
+        super().__init__(f"{digest} is not in this repository")
+        self.digest = digest
+
+
+class ManifestMissingUrl(LayerfsError):
+    """A foreign layer that does not say where it is to be had."""
+
+    def __init__(self, digest: object) -> None:
+        super().__init__(f"layer {digest} has no url")
+        self.digest = digest
+
+
+class ManifestInvalidUrl(LayerfsError):
+    """A layer with a url that is not allowed (none is, unless the registry says so)."""
+
+    def __init__(self, digest: object, url: str, reason: str) -> None:
+        super().__init__(f"layer {digest} has url {url[:200]!r}: {reason}")
+        self.digest = digest
+        self.url = url
+
+
+class ManifestNameInvalid(InvalidName):
+    """A schema 1 manifest with a name or tag in it that the grammar does not allow."""
+
+    kind = "name or tag in the manifest"
+
+
+class ManifestUnverified(LayerfsError):
+    """A schema 1 manifest without a signature, or with one that is not of these bytes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"unverified manifest: {reason}")
+        self.reason = reason
+
+
+class SignatureUnsupported(LayerfsError):
+    """Signatures cannot be verified, because what that needs is not installed."""
 
 
 # --- view ----------------------------------------------------------------------------------------------------

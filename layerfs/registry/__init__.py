@@ -1,8 +1,13 @@
-"""What the bytes in storage mean: repositories, layers, uploads. The public Python API, usable without a mount."""
+"""What the bytes in storage mean: repositories, layers, manifests, tags, uploads.
+
+The public Python API, usable without a mount.
+"""
 
 from layerfs.registry.blobs import BlobInfo, BlobStore
 from layerfs.registry.layers import Layer, LayerInfo, LayerService
+from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.registry import Listing, Registry, Repository
+from layerfs.registry.tags import Tag, TagService
 from layerfs.registry.uploads import LayerUpload, UploadInfo
 
 __all__ = [
@@ -13,7 +18,11 @@ __all__ = [
     "LayerService",
     "LayerUpload",
     "Listing",
+    "ManifestInfo",
+    "ManifestService",
     "Registry",
     "Repository",
+    "Tag",
+    "TagService",
     "UploadInfo",
 ]

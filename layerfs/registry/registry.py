@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import trio
+
 from layerfs.driver.interface import Entry, StorageDriver
 from layerfs.errors import (
     LayerfsError,
@@ -25,6 +27,7 @@ from layerfs.errors import (
     RepositoryNotEmpty,
     RepositoryUnknown,
 )
+from layerfs.manifest import NO_URLS, UrlRules
 from layerfs.names import (
     REPOSITORY_NAME_LENGTH,
     check_repository_name,
@@ -33,7 +36,10 @@ from layerfs.names import (
 )
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layers import LayerService
+from layerfs.registry.manifests import ManifestService
 from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
+from layerfs.registry.revisions import Revisions
+from layerfs.registry.tags import TagService
 from layerfs.registry.uploads import UploadStore, make_repository
 
 
@@ -48,25 +54,37 @@ class Listing:
 class Repository:
     """One repository by name; it need not exist yet."""
 
-    def __init__(self, name: str, layers: LayerService) -> None:
+    def __init__(self, name: str, layers: LayerService, manifests: ManifestService, tags: TagService) -> None:
         self.name = name
         self.layers = layers
+        self.manifests = manifests
+        self.tags = tags
 
 
 class Registry:
     """The registry in a storage."""
 
-    def __init__(self, driver: StorageDriver, *, trust_hash_states: bool = False) -> None:
+    def __init__(self, driver: StorageDriver, *, trust_hash_states: bool = False, urls: UrlRules = NO_URLS) -> None:
         self.driver = driver
         self.blobs = BlobStore(driver)
+        self._urls = urls
+        self._limiter = trio.CapacityLimiter(1)
         self._uploads = UploadStore(driver, self.blobs, trust_hash_states=trust_hash_states)
 
     @classmethod
-    async def open(cls, driver: StorageDriver, *, create: bool = False, trust_hash_states: bool = False) -> Self:
+    async def open(
+        cls,
+        driver: StorageDriver,
+        *,
+        create: bool = False,
+        trust_hash_states: bool = False,
+        urls: UrlRules = NO_URLS,
+    ) -> Self:
         """The registry in `driver`; with `create` an empty one is made where there is none.
 
         `trust_hash_states` believes the hash states that registries and other nodes have stored, so that finishing
         what they began reads nothing again; a wrong state then leads to a blob that does not match its digest.
+        `urls` are those that the layers of a manifest may have.
         Raises `NotARegistry`.
         """
         try:
@@ -79,12 +97,17 @@ class Registry:
                 ) from None
             await driver.make_directory(REPOSITORIES)
             await driver.make_directory(BLOBS)
-        return cls(driver, trust_hash_states=trust_hash_states)
+        return cls(driver, trust_hash_states=trust_hash_states, urls=urls)
 
     def repository(self, name: str) -> Repository:
         """Raises `InvalidRepositoryName` only for what no registry stores; creating is stricter."""
         check_stored_repository_name(name)
-        return Repository(name, LayerService(name, self.driver, self.blobs, self._uploads))
+        revisions = Revisions(name, self.driver, self.blobs)
+        tags = TagService(name, self.driver, revisions)
+        manifests = ManifestService(
+            name, self.driver, self.blobs, tags, revisions, limiter=self._limiter, urls=self._urls
+        )
+        return Repository(name, LayerService(name, self.driver, self.blobs, self._uploads), manifests, tags)
 
     async def has_directory(self, name: str) -> bool:
         """Whether `name` is a repository or the beginning of one's name; even without any, where directories exist."""

@@ -1,0 +1,151 @@
+"""`TagService`: the names that manifests of one repository go by.
+
+A tag is a directory with two kinds of links: `current/link` says what the tag means now, and without it there is no
+tag; `index/…/link` are all the manifests that it has meant. Who tags writes index before current, who untags deletes
+current before index, so that whatever is interrupted leaves either the old meaning or the new one.
+
+Tags are never cached: registries and other nodes change them at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from layerfs.digest import CANONICAL, Digest
+from layerfs.driver.interface import FileInfo, StorageDriver
+from layerfs.errors import InvalidTag, LayerfsError, LinkInvalid, NotRegularFile, PathNotFound, TagUnknown
+from layerfs.names import check_repository_name, check_tag
+from layerfs.registry.links import raise_if_all_failed, read_link, read_links, write_link
+from layerfs.registry.paths import RepositoryDirectory, TagCurrentLink, TagIndexLink
+from layerfs.registry.revisions import UNUSABLE, Revisions, parse_digests
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A tag and the manifest that it means now."""
+
+    name: str
+    digest: Digest
+
+
+class TagService:
+    """The tags of repository `name`. Exists also for a repository that has nothing in storage yet."""
+
+    def __init__(self, name: str, driver: StorageDriver, revisions: Revisions) -> None:
+        self.name = name
+        self._driver = driver
+        self._revisions = revisions
+
+    async def get(self, tag: str) -> Digest:
+        """What the tag means; the manifest itself may be missing. Raises `TagUnknown`, `InvalidTag`."""
+        try:
+            return await read_link(self._driver, TagCurrentLink(self.name, check_tag(tag)).path)
+        except PathNotFound as error:
+            raise TagUnknown(self.name, tag) from error
+        except LinkInvalid as error:
+            raise TagUnknown(self.name, tag, str(error)) from error
+
+    async def list(self) -> Tags:
+        """All tags with their digests, in order of their names. Two requests to the driver in all."""
+        found = await self._read()
+        raise_if_all_failed(list(found.values()))
+        return [Tag(name, link) for name, link in found.items() if isinstance(link, Digest)]
+
+    async def lookup(self, digest: Digest) -> Names:
+        """The tags that mean this manifest now, every one. A link that is none is passed over.
+
+        Raises what keeps one from being read: a manifest must not be deleted under a tag that was not seen.
+        """
+        found = await self._read()
+        for link in found.values():
+            if isinstance(link, LayerfsError) and not isinstance(link, UNUSABLE):
+                raise link
+        return [name for name, link in found.items() if link == digest]
+
+    async def history(self, tag: str) -> Digests:
+        """All that the tag has meant, the newest last, whether those manifests are still there or not.
+
+        Raises `TagUnknown`, `InvalidTag`.
+        """
+        current = await self.get(tag)
+        try:
+            entries = await self._driver.list(f"{self._directory(tag)}/index/{CANONICAL}")
+        except (PathNotFound, NotRegularFile):
+            return [current]
+        digests = parse_digests(CANONICAL, [entry.name for entry in entries])
+        paths = [TagIndexLink(self.name, tag, digest).path for digest in digests]
+        links = await read_links(self._driver, paths)
+        # A link is written again each time: its age is that of the newest time that the tag meant this.
+        found = await self._driver.stat_many(paths)
+        times = {
+            digest: info.modified_at
+            for digest, link, info in zip(digests, links, found, strict=True)
+            if link == digest and isinstance(info, FileInfo)
+        }
+        past = [digest for digest in times if digest != current]
+        return [*sorted(past, key=lambda digest: (times[digest], digest.hex)), current]
+
+    async def tag(self, tag: str, digest: Digest) -> None:
+        """Makes the tag mean a manifest of this repository, whatever it meant before. May be repeated.
+
+        Raises `ManifestUnknownRevision` and `InvalidTag`, nothing changed.
+        """
+        check_repository_name(self.name)
+        check_tag(tag)
+        await self._revisions.stat(digest)
+        await write_link(self._driver, TagIndexLink(self.name, tag, digest).path, digest)
+        await write_link(self._driver, TagCurrentLink(self.name, tag).path, digest)
+
+    async def untag(self, tag: str) -> None:
+        """Removes the tag with its history; the manifest stays. What a crash left of a tag is removed as well.
+
+        Raises `TagUnknown`, `InvalidTag`.
+        """
+        known = True
+        try:
+            await self._driver.delete(TagCurrentLink(self.name, check_tag(tag)).path)
+        except PathNotFound:
+            known = False
+        with contextlib.suppress(PathNotFound):
+            await self._driver.delete(self._directory(tag))
+        if not known:
+            raise TagUnknown(self.name, tag)
+
+    async def untag_all(self, digest: Digest) -> Names:
+        """Removes the tags that mean this manifest now, and returns them. Raises what `lookup` raises."""
+        tags = await self.lookup(digest)
+        for tag in tags:
+            with contextlib.suppress(TagUnknown):
+                # Looked at again: it may have been moved meanwhile, and then it is not ours to remove.
+                if await self.get(tag) == digest:
+                    await self.untag(tag)
+        return tags
+
+    async def _read(self) -> dict[str, Digest | LayerfsError]:
+        """What is in `current/link` of every directory that can be a tag."""
+        try:
+            entries = await self._driver.list(f"{RepositoryDirectory(self.name).manifests}/tags")
+        except (PathNotFound, NotRegularFile):
+            return {}
+        names = sorted(entry.name for entry in entries if entry.is_directory and _is_tag(entry.name))
+        links = await read_links(self._driver, [TagCurrentLink(self.name, name).path for name in names])
+        return dict(zip(names, links, strict=True))
+
+    def _directory(self, tag: str) -> str:
+        return f"{RepositoryDirectory(self.name).manifests}/tags/{tag}"
+
+
+# Named here because inside `TagService` the word `list` is its method.
+Tags: TypeAlias = list[Tag]
+Names: TypeAlias = list[str]
+Digests: TypeAlias = list[Digest]
+
+
+def _is_tag(name: str) -> bool:
+    try:
+        check_tag(name)
+    except InvalidTag:
+        return False
+    return True
