@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from layerfs.errors import InvalidDigestFormat, InvalidDigestLength, UnsupportedDigestAlgorithm
+from layerfs.errors import InvalidDigest, InvalidDigestFormat, InvalidDigestLength, UnsupportedDigestAlgorithm
 
 #: Algorithms that content can be verified with, and how many hex digits each has.
 HEX_LENGTHS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
@@ -47,6 +47,14 @@ class Digest:
         if not _HEX.fullmatch(encoded):
             raise InvalidDigestFormat(_shortened(text), "only lower-case hex digits are allowed after the colon")
         return cls(algorithm, encoded)
+
+    @classmethod
+    def parse_or_none(cls, text: str) -> Digest | None:
+        """The digest that `text` is, if it is one."""
+        try:
+            return cls.parse(text)
+        except InvalidDigest:
+            return None
 
     @classmethod
     def of(cls, content: bytes, algorithm: str = CANONICAL) -> Digest:

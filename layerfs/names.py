@@ -62,6 +62,11 @@ def check_tag(tag: str) -> str:
     return tag
 
 
+def is_tag(text: str) -> bool:
+    """Whether `check_tag` would take `text`."""
+    return bool(_TAG.fullmatch(text))
+
+
 def new_upload_id() -> str:
     """A fresh upload id: a random UUID, because a registry purges only uploads whose id is one."""
     return str(uuid.uuid4())

@@ -23,9 +23,7 @@ from layerfs.fuse.errnos import errno_of
 log = logging.getLogger("layerfs.operations")
 
 #: Handlers without a deadline, which costs more than a small read: these never wait; `read` sets one when it has to.
-_NO_DEADLINE: Final = frozenset(
-    {"access", "fsyncdir", "getxattr", "listxattr", "read", "readdir", "releasedir", "removexattr", "setxattr"}
-)
+_NO_DEADLINE: Final = frozenset({"access", "fsyncdir", "read", "readdir", "releasedir", "removexattr", "setxattr"})
 
 #: Answers that are not failures: programs ask for attributes to see whether they are there.
 _ANSWERS: Final = (UnknownAttribute, UnsupportedAttribute)

@@ -94,10 +94,10 @@ class Operations(GuardedOperations):
         return self._tree.may_access(Ino(inode), mode)
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        return self._tree.extended_attribute(Ino(inode), name)
+        return await self._tree.extended_attribute(Ino(inode), name)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return self._tree.extended_attribute_names(Ino(inode))
+        return await self._tree.extended_attribute_names(Ino(inode))
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         self._tree.check_attribute_change(name)
@@ -106,7 +106,7 @@ class Operations(GuardedOperations):
         self._tree.check_attribute_change(name)
 
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        raise InvalidArgument(f"{self._tree.path_of(Ino(inode))} is no symbolic link")
+        return await self._tree.read_link(Ino(inode))
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         usage = await self._tree.usage()
@@ -149,7 +149,7 @@ class Operations(GuardedOperations):
         await self._tree.rename(Ino(parent_old), name_old, Ino(parent_new), name_new, replace=replace)
 
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        raise NotPermitted("symbolic links cannot be made here")
+        return self._entry(*await self._tree.make_link(Ino(parent_inode), name, target))
 
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
         if not stat.S_ISREG(mode):

@@ -11,7 +11,8 @@ from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import NotPermitted, ShortRead
 from layerfs.registry import BlobInfo, LayerInfo
-from layerfs.registry.paths import LAYERS
+from layerfs.registry.manifests import ManifestInfo
+from layerfs.registry.paths import LAYERS, MANIFESTS
 from layerfs.view.nodes import IMMUTABLE_TIMEOUT, Attributes, Handle, Node, file_attributes
 from layerfs.view.readahead import ReadAhead
 from layerfs.view.state import MountState
@@ -54,11 +55,10 @@ class BlobFile(Node):
         )
         return replace(attributes, entry_timeout=self._state.options.metadata_ttl, attribute_timeout=IMMUTABLE_TIMEOUT)
 
-    def extended_attributes(self) -> dict[str, str]:
-        return {"digest": str(self.blob.digest), "mediatype": self.media_type, "repository": self.repository}
+    async def extended_attributes(self) -> dict[str, str]:
+        return {"digest": str(self.blob.digest), "mediatype": await self.media_type(), "repository": self.repository}
 
-    @property
-    def media_type(self) -> str:
+    async def media_type(self) -> str:
         """What the content is."""
         return _OCTET_STREAM
 
@@ -78,6 +78,18 @@ class LayerFile(BlobFile):
 
     def __init__(self, state: MountState, repository: str, info: LayerInfo) -> None:
         super().__init__(state, repository, f"{repository}/{LAYERS}/{info.digest}", info.digest, info.blob)
+
+
+class ManifestFile(BlobFile):
+    """A manifest: its bytes as they are stored."""
+
+    def __init__(self, state: MountState, repository: str, info: ManifestInfo) -> None:
+        blob = BlobInfo(info.digest, info.size, info.stored_at)
+        super().__init__(state, repository, f"{repository}/{MANIFESTS}/{info.digest}", info.digest, blob)
+
+    async def media_type(self) -> str:
+        manifest = await self._state.manifests(self.repository).get(self.digest)
+        return manifest.media_type
 
 
 class BlobHandle(Handle):

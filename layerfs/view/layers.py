@@ -35,7 +35,7 @@ class LayersDirectory(Directory):
 
     @property
     def key(self) -> Hashable:
-        return ("layers", self.repository)
+        return (LAYERS, self.repository)
 
     async def attributes(self) -> Attributes:
         state = self._state
@@ -43,7 +43,7 @@ class LayersDirectory(Directory):
             permissions=state.permissions(0o755), modified_at=state.mounted_at, timeout=state.options.metadata_ttl
         )
 
-    def extended_attributes(self) -> dict[str, str]:
+    async def extended_attributes(self) -> dict[str, str]:
         return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:

@@ -25,12 +25,14 @@ from layerfs.errors import (
     LayerfsError,
     LayerUploadBusy,
     LayerUploadUnknown,
+    ManifestTooLarge,
     UploadLimit,
 )
+from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
 from layerfs.registry.paths import LAYERS, UPLOADS
 from layerfs.registry.uploads import STORE_SIZE
-from layerfs.view.blob_file import LayerFile
+from layerfs.view.blob_file import LayerFile, ManifestFile
 from layerfs.view.nodes import (
     Attributes,
     Handle,
@@ -148,8 +150,7 @@ class LiveUploads:
     async def finish(self, name: str, uuid: str, file_name: str, digest: Digest) -> None:
         """Makes an upload the layer `digest` of its repository; its inode is the layer's when this returns."""
         live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
-        if live.writer is not None and not live.upload.is_flushed:
-            raise LayerUploadBusy(name, uuid, f"{file_name!r} is open for writing and not all of it is in storage yet")
+        self._check_flushed(live)
         if not live.upload.is_usable:
             live.upload = await self.state.service(name).resume(uuid)
         try:
@@ -163,6 +164,30 @@ class LiveUploads:
         self.state.layer_listings.forget(name)
         upload = UploadFile(self, name, uuid, file_name, None)
         self.state.became(upload, LayerFile(self.state, name, await self._layer(name, digest, live)))
+
+    async def put_manifest(self, upload: UploadFile, *, digest: Digest | None = None, tag: str | None = None) -> None:
+        """Puts what was uploaded as a manifest, by digest or by tag; then the upload is no more."""
+        name, uuid = upload.repository, upload.uuid
+        live = self.live(name, uuid) or await self._revive(name, uuid, upload.file_name)
+        self._check_flushed(live)
+        if live.writer is None or not live.upload.is_usable:
+            live.upload = await self.state.service(name).resume(uuid)
+        try:
+            if live.upload.size > MANIFEST_LIMIT:
+                raise ManifestTooLarge(MANIFEST_LIMIT)
+            content = await live.upload.read(0, live.upload.size)
+            info = await self.state.put_manifest(name, content, digest=digest, tag=tag)
+        except LayerfsError as error:
+            live.error = str(error)
+            raise
+        live.finished = info.digest
+        await self.cancel(name, uuid)
+        self.state.became(upload, ManifestFile(self.state, name, info))
+
+    def _check_flushed(self, live: LiveUpload) -> None:
+        if live.writer is not None and not live.upload.is_flushed:
+            reason = f"{live.file_name!r} is open for writing and not all of it is in storage yet"
+            raise LayerUploadBusy(live.upload.name, live.upload.uuid, reason)
 
     async def _layer(self, name: str, digest: Digest, live: LiveUpload) -> LayerInfo:
         """What was just published; if it cannot be looked at now, what is known of it anyhow."""
@@ -300,7 +325,7 @@ class UploadFile(Node):
             return self._attributes(live.upload.size, live.modified_at)
         return self._attributes(info.size, info.modified_at)
 
-    def extended_attributes(self) -> dict[str, str]:
+    async def extended_attributes(self) -> dict[str, str]:
         live = self._view.live(self.repository, self.uuid)
         started_at = live.upload.started_at if live is not None else self._info.started_at if self._info else None
         found = {"repository": self.repository, "upload.uuid": self.uuid}

@@ -17,6 +17,9 @@ from layerfs.errors import InvalidArgument, IsDirectory, NoSuchEntry, NotPermitt
 Ino = NewType("Ino", int)
 HandleId = NewType("HandleId", int)
 
+#: The directory of a repository that storage has no directory for: there tags are in `_manifests`.
+TAGS: Final = "_tags"
+
 #: Seconds for which the kernel may keep what can never change.
 IMMUTABLE_TIMEOUT: Final = 4 * 3600.0
 
@@ -94,9 +97,13 @@ class Node(ABC):
     async def attributes(self) -> Attributes:
         """As they are now. Raises `NoSuchEntry` or a registry error if the node is gone."""
 
-    def extended_attributes(self) -> dict[str, str]:
+    async def extended_attributes(self) -> dict[str, str]:
         """`user.layerfs.…`, without that prefix."""
         return {}
+
+    async def read_link(self) -> str:
+        """Where a symbolic link leads."""
+        raise InvalidArgument(f"{self.path or '/'} is no symbolic link")
 
     async def open(self, flags: int) -> Handle:  # noqa: ARG002
         raise IsDirectory(f"{self.path} is a directory")
@@ -131,6 +138,10 @@ class Directory(Node):
 
     async def remove(self, name: str) -> None:
         raise NotPermitted(f"{name!r} in {self.path or '/'} cannot be removed")
+
+    async def make_link(self, name: str, target: str) -> Node:  # noqa: ARG002
+        """Makes a symbolic link."""
+        raise NotPermitted(f"symbolic links cannot be made in {self.path or '/'}")
 
     async def link(self, node: Node, name: str) -> Node:  # noqa: ARG002
         raise NotPermitted(f"nothing can be linked into {self.path or '/'}")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Final
 
 from layerfs.errors import EntryExists, InvalidArgument, InvalidRepositoryName, RepositoryUnknown
 from layerfs.names import check_repository_name, is_stored_component
-from layerfs.registry.paths import LAYERS, UPLOADS
+from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
 from layerfs.view.control import CONTROL, ControlDirectory
 from layerfs.view.layers import LayersDirectory
 from layerfs.view.live_uploads import LiveUploads
-from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Node, directory_attributes, no_entry
+from layerfs.view.manifests import ManifestsDirectory
+from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Node, directory_attributes, no_entry
 from layerfs.view.state import MountState
+from layerfs.view.tags import TagsDirectory
 from layerfs.view.uploads import UploadsDirectory
+
+#: What every repository has in it, besides other repositories.
+_OWN_DIRECTORIES: Final = (LAYERS, MANIFESTS, TAGS, UPLOADS)
 
 
 class RepositoryDirectory(Directory):
@@ -35,13 +41,13 @@ class RepositoryDirectory(Directory):
     async def attributes(self) -> Attributes:
         return self._attributes()
 
-    def extended_attributes(self) -> dict[str, str]:
+    async def extended_attributes(self) -> dict[str, str]:
         return {"repository": self._name} if self._name else {}
 
     async def lookup(self, name: str) -> Node:
         if name == CONTROL and not self._name:
             return self._control
-        if name in (LAYERS, UPLOADS) and self._name:
+        if name in _OWN_DIRECTORIES and self._name:
             return self._own_directory(name)
         child = self._child_name(name)
         if not is_stored_component(name) or not await self._exists(child):
@@ -59,7 +65,7 @@ class RepositoryDirectory(Directory):
         components.update(self._remembered_components())
         nodes: list[tuple[str, Node]] = [(name, self._child(name)) for name in sorted(components)]
         if is_repository or self._name in self._state.fresh_repositories:
-            nodes += [(name, self._own_directory(name)) for name in (LAYERS, UPLOADS)]
+            nodes += [(name, self._own_directory(name)) for name in _OWN_DIRECTORIES]
         return [DirectoryEntry(name.encode(), node, self._attributes()) for name, node in nodes]
 
     async def make_directory(self, name: str) -> Node:
@@ -122,9 +128,14 @@ class RepositoryDirectory(Directory):
         return RepositoryDirectory(self._state, self._uploads, self._control, name)
 
     def _own_directory(self, name: str) -> Directory:
+        uploads = UploadsDirectory(self._uploads, self._name)
         if name == LAYERS:
             return LayersDirectory(self._state, self._uploads, self._name)
-        return UploadsDirectory(self._uploads, self._name)
+        if name == MANIFESTS:
+            return ManifestsDirectory(self._state, uploads, self._name)
+        if name == TAGS:
+            return TagsDirectory(self._state, uploads, self._name)
+        return uploads
 
     def _attributes(self) -> Attributes:
         return directory_attributes(

@@ -12,8 +12,11 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
+from layerfs.digest import Digest
 from layerfs.errors import LayerfsError, ReadOnlyMount
 from layerfs.registry import LayerService, Registry, UploadInfo
+from layerfs.registry.manifests import ManifestInfo, ManifestService
+from layerfs.registry.tags import TagService
 from layerfs.view.nodes import DirectoryEntry, Node
 from layerfs.view.readahead import ReadAheadBudget
 
@@ -96,6 +99,8 @@ class MountState:
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.upload_listings: ExpiringListings[UploadInfo] = ExpiringListings(options.metadata_ttl)
         self.read_ahead = ReadAheadBudget()
+        self.manifest_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
+        self.tag_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         #: Told when a file has become another one, an upload a layer. Set by the tree.
         self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005
         self._nursery = nursery
@@ -103,6 +108,30 @@ class MountState:
     def service(self, name: str) -> LayerService:
         """The layers of repository `name`."""
         return self.registry.repository(name).layers
+
+    def manifests(self, name: str) -> ManifestService:
+        """The manifests of repository `name`."""
+        return self.registry.repository(name).manifests
+
+    def tags(self, name: str) -> TagService:
+        """The tags of repository `name`."""
+        return self.registry.repository(name).tags
+
+    async def put_manifest(
+        self, name: str, content: bytes, *, digest: Digest | None = None, tag: str | None = None
+    ) -> ManifestInfo:
+        """Stores a manifest in repository `name`, by digest or by tag; raises what `ManifestService.put` raises."""
+        try:
+            descriptor = await self.manifests(name).put(content, digest=digest, tag=tag)
+        finally:
+            self.manifests_changed(name)
+        self.fresh_repositories.discard(name)
+        return ManifestInfo(descriptor.digest, descriptor.size, time.time_ns())
+
+    def manifests_changed(self, name: str) -> None:
+        """The manifests or tags of repository `name` are others now."""
+        self.manifest_listings.forget(name)
+        self.tag_listings.forget(name)
 
     def permissions(self, mode: int) -> int:
         """`mode` without what the mount's umask takes away."""

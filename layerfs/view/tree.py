@@ -122,18 +122,18 @@ class Tree:
                 return False
         return not mode & os.X_OK
 
-    def extended_attribute(self, ino: Ino, name: bytes) -> bytes:
-        """Raises `UnknownAttribute`, or `UnsupportedAttribute` outside `user.`; answered from memory."""
+    async def extended_attribute(self, ino: Ino, name: bytes) -> bytes:
+        """Raises `UnknownAttribute`, or `UnsupportedAttribute` outside `user.`, without waiting."""
         if not name.startswith(b"user."):
             raise UnsupportedAttribute(f"there are no attributes like {name!r} here")
-        found = self._inodes.node(ino).extended_attributes().get(_attribute_name(name))
+        found = (await self._inodes.node(ino).extended_attributes()).get(_attribute_name(name))
         if found is None:
             raise UnknownAttribute(f"no attribute {name!r}")
         return found.encode(errors="surrogateescape")
 
-    def extended_attribute_names(self, ino: Ino) -> list[bytes]:
+    async def extended_attribute_names(self, ino: Ino) -> list[bytes]:
         """All that `extended_attribute` has for an inode."""
-        return [f"{_ATTRIBUTE_PREFIX}{name}".encode() for name in self._inodes.node(ino).extended_attributes()]
+        return [f"{_ATTRIBUTE_PREFIX}{name}".encode() for name in await self._inodes.node(ino).extended_attributes()]
 
     def check_attribute_change(self, name: bytes) -> None:
         """Setting and removing attributes: always refused, the reason depends on the name."""
@@ -159,6 +159,16 @@ class Tree:
     async def remove(self, parent: Ino, name: bytes) -> None:
         """`unlink`."""
         await self._directory(parent).remove(_decode(name))
+
+    async def read_link(self, ino: Ino) -> bytes:
+        """`readlink`."""
+        return (await self._inodes.node(ino).read_link()).encode()
+
+    async def make_link(self, parent: Ino, name: bytes, target: bytes) -> tuple[Ino, Attributes]:
+        """`symlink`: tags a manifest."""
+        text = _decode(name, InvalidArgument)
+        node = await self._directory(parent).make_link(text, target.decode(errors="replace"))
+        return self._tell(node, await node.attributes())
 
     async def link(self, ino: Ino, parent: Ino, name: bytes) -> tuple[Ino, Attributes]:
         """`link`."""

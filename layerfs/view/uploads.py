@@ -6,10 +6,11 @@ from collections.abc import Hashable, Sequence
 
 from layerfs.digest import Digest
 from layerfs.errors import EntryExists, InvalidArgument, InvalidDigest, LayerUploadUnknown, NoSuchEntry
-from layerfs.names import check_upload_name
-from layerfs.registry.paths import LAYERS, UPLOADS
+from layerfs.names import check_upload_name, is_tag
+from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
 from layerfs.view.live_uploads import LiveUploads, UploadFile
 from layerfs.view.nodes import (
+    TAGS,
     Attributes,
     Directory,
     DirectoryEntry,
@@ -30,7 +31,7 @@ class UploadsDirectory(Directory):
 
     @property
     def key(self) -> Hashable:
-        return ("uploads", self.repository)
+        return (UPLOADS, self.repository)
 
     async def attributes(self) -> Attributes:
         state = self._view.state
@@ -38,7 +39,7 @@ class UploadsDirectory(Directory):
             permissions=state.permissions(0o755), modified_at=state.mounted_at, timeout=state.options.metadata_ttl
         )
 
-    def extended_attributes(self) -> dict[str, str]:
+    async def extended_attributes(self) -> dict[str, str]:
         return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:
@@ -54,7 +55,7 @@ class UploadsDirectory(Directory):
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
         self._view.state.check_writable()
         check_upload_name(name)
-        if _digest_or_none(name) is not None:
+        if Digest.parse_or_none(name) is not None:
             raise InvalidArgument(
                 f"an upload cannot begin under a digest: copy to another name here and rename it to {name!r}, "
                 f"or copy to {self.repository}/{LAYERS}/{name}"
@@ -69,28 +70,35 @@ class UploadsDirectory(Directory):
         await self._view.cancel(self.repository, upload.uuid)
 
     async def rename(self, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
-        """To a digest, here or in `_layers`: finishes the upload. To another name here: renames it."""
+        """To a digest, here or in `_layers`: finishes the upload. To one in `_manifests` or a tag: puts a manifest.
+
+        To any other name: renames it.
+        """
         self._view.state.check_writable()
         upload = await self._view.find(self.repository, name)
-        digest = self._digest_meant(target, new_name)
-        if digest is not None:
+        self._check_target(target, new_name)
+        digest = Digest.parse_or_none(new_name)
+        if target.key == (TAGS, self.repository) and is_tag(new_name):
+            await self._view.put_manifest(upload, tag=new_name)
+        elif target.key == (MANIFESTS, self.repository) and digest is not None:
+            await self._view.put_manifest(upload, digest=digest)
+        elif digest is not None:
             await self._view.finish(self.repository, upload.uuid, upload.file_name, digest)
-            return
-        await self._make_way(new_name, replace=replace)
-        await self._view.rename(self.repository, upload.uuid, new_name)
+        else:
+            await self._make_way(new_name, replace=replace)
+            await self._view.rename(self.repository, upload.uuid, new_name)
 
-    def _digest_meant(self, target: Directory, new_name: str) -> Digest | None:
-        if target.key == self.key:
-            return _digest_or_none(new_name)
-        if target.key == ("layers", self.repository):
+    def _check_target(self, target: Directory, new_name: str) -> None:
+        if target.key == (LAYERS, self.repository):
             try:
-                return Digest.parse(new_name)
+                Digest.parse(new_name)
             except InvalidDigest as error:
                 raise not_a_digest(new_name, error) from error
-        raise InvalidArgument(
-            f"an upload to {self.repository} can be renamed within {self.path} or to {self.repository}/{LAYERS}, "
-            f"not to {target.path or '/'}"
-        )
+        elif target.key not in [(place, self.repository) for place in (UPLOADS, MANIFESTS, TAGS)]:
+            raise InvalidArgument(
+                f"an upload to {self.repository} can be renamed within {self.path}, or into {LAYERS}, {MANIFESTS} or "
+                f"{TAGS} of this repository, not into {target.path or '/'}"
+            )
 
     async def _make_way(self, name: str, *, replace: bool) -> None:
         check_upload_name(name)
@@ -106,10 +114,3 @@ class UploadsDirectory(Directory):
         except (NoSuchEntry, LayerUploadUnknown):
             return False
         return True
-
-
-def _digest_or_none(name: str) -> Digest | None:
-    try:
-        return Digest.parse(name)
-    except InvalidDigest:
-        return None

@@ -1,0 +1,167 @@
+"""`_manifests`: the manifests of a repository, tagged or not, as read-only files named by their digests.
+
+A manifest that is put, here or in `_tags`, is judged when it is closed or renamed to its place: before that it is
+either in the memory of the handle that writes it (at its final name) or an upload (under any other name).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+
+from layerfs.digest import Digest
+from layerfs.errors import ManifestTooLarge, NotPermitted
+from layerfs.manifest import MANIFEST_LIMIT
+from layerfs.registry.paths import MANIFESTS
+from layerfs.view.blob_file import ManifestFile
+from layerfs.view.nodes import (
+    Attributes,
+    Directory,
+    DirectoryEntry,
+    Handle,
+    Node,
+    directory_attributes,
+    file_attributes,
+)
+from layerfs.view.state import MountState
+from layerfs.view.uploads import UploadsDirectory
+
+
+class NewManifestFile(Node):
+    """A manifest that is being written at its final name: there for whoever has it open, for nobody else."""
+
+    def __init__(self, state: MountState, handle: NewManifestHandle) -> None:
+        self.path = handle.path
+        self._state = state
+        self._handle = handle
+
+    @property
+    def key(self) -> Hashable:
+        return ("new manifest", id(self._handle))
+
+    async def attributes(self) -> Attributes:
+        return file_attributes(
+            permissions=self._state.permissions(0o644), size=self._handle.size, modified_at=self._state.mounted_at
+        )
+
+    def check_ownership_change(self) -> None:
+        """Taken and ignored, as for every upload."""
+
+
+class NewManifestHandle(Handle):
+    """Writes a manifest into memory and hands it to `put` when a descriptor is closed."""
+
+    direct = True
+
+    def __init__(self, path: str, put: Callable[[bytes], Awaitable[None]]) -> None:
+        self.path = path
+        self._put = put
+        self._content = bytearray()
+        self._changed = False
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return len(self._content)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return bytes(self._content[offset : offset + length])
+
+    async def write(self, offset: int, content: bytes) -> int:
+        end = offset + len(content)
+        if end > MANIFEST_LIMIT:
+            raise ManifestTooLarge(MANIFEST_LIMIT)
+        if offset > self.size:
+            self._content.extend(bytes(offset - self.size))
+        self._content[offset:end] = content
+        self._changed = True
+        return len(content)
+
+    async def truncate(self, size: int) -> None:
+        if size > MANIFEST_LIMIT:
+            raise ManifestTooLarge(MANIFEST_LIMIT)
+        self._content[size:] = bytes(max(0, size - self.size))
+        self._changed = True
+
+    async def flush(self) -> None:
+        # A shell's `>` is flushed before the first write: nothing is no manifest.
+        if self._changed and self._content:
+            await self._put(bytes(self._content))
+            self._changed = False
+
+    async def synchronize(self) -> None:
+        """Nothing is stored before it is complete, so there is nothing to synchronize before it is closed."""
+
+
+class ManifestsDirectory(Directory):
+    """A repository's `_manifests`."""
+
+    def __init__(self, state: MountState, uploads: UploadsDirectory, repository: str) -> None:
+        self.path = f"{repository}/{MANIFESTS}"
+        self.repository = repository
+        self._state = state
+        self._uploads = uploads
+
+    @property
+    def key(self) -> Hashable:
+        return (MANIFESTS, self.repository)
+
+    async def attributes(self) -> Attributes:
+        return directory_attributes(
+            permissions=self._state.permissions(0o755),
+            modified_at=self._state.mounted_at,
+            timeout=self._state.options.metadata_ttl,
+        )
+
+    async def extended_attributes(self) -> dict[str, str]:
+        return {"repository": self.repository}
+
+    async def lookup(self, name: str) -> Node:
+        digest = Digest.parse_or_none(name)
+        if digest is None:
+            return await self._uploads.lookup(name)
+        info = await self._state.manifests(self.repository).stat(digest)
+        return ManifestFile(self._state, self.repository, info)
+
+    async def entries(self) -> Sequence[DirectoryEntry]:
+        listings = self._state.manifest_listings
+        entries = listings.get(self.repository)
+        if entries is None:
+            began_at = time.monotonic()
+            infos = await self._state.manifests(self.repository).list()
+            nodes = [ManifestFile(self._state, self.repository, info) for info in infos]
+            entries = [DirectoryEntry(node.name.encode(), node, node.attributes_now()) for node in nodes]
+            listings.put(self.repository, began_at, entries)
+        return entries
+
+    async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
+        """At a digest: put when it is closed. Under any other name: an upload, to be renamed to the digest."""
+        self._state.check_writable()
+        digest = Digest.parse_or_none(name)
+        if digest is None:
+            return await self._uploads.create(name, flags)
+
+        async def put(content: bytes) -> None:
+            await self._state.put_manifest(self.repository, content, digest=digest)
+
+        handle = NewManifestHandle(f"{self.path}/{name}", put)
+        return NewManifestFile(self._state, handle), handle
+
+    async def remove(self, name: str) -> None:
+        """The revision and the tags that mean it; the bytes stay."""
+        self._state.check_writable()
+        digest = Digest.parse_or_none(name)
+        if digest is None:
+            await self._uploads.remove(name)
+            return
+        if not self._state.options.allow_delete:
+            raise NotPermitted(f"{name!r} in {self.path} can be removed only on a mount made with --allow-delete")
+        try:
+            await self._state.manifests(self.repository).delete(digest)
+        finally:
+            self._state.manifests_changed(self.repository)
+
+    async def rename(self, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
+        if Digest.parse_or_none(name) is not None:
+            await super().rename(name, target, new_name, replace=replace)
+        await self._uploads.rename(name, target, new_name, replace=replace)

@@ -1,0 +1,166 @@
+"""`_tags`: the tags of a repository, as symbolic links to its manifests."""
+
+from __future__ import annotations
+
+import stat
+import time
+from collections.abc import Hashable, Sequence
+
+from layerfs.digest import Digest
+from layerfs.errors import EntryExists, InvalidArgument, NotPermitted, TagUnknown
+from layerfs.names import check_tag, is_tag
+from layerfs.registry.paths import MANIFESTS
+from layerfs.view.manifests import NewManifestFile, NewManifestHandle
+from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Handle, Node, directory_attributes
+from layerfs.view.state import MountState
+from layerfs.view.uploads import UploadsDirectory
+
+
+class TagLink(Node):
+    """A tag. Where it leads need not exist: registries can leave tags of manifests that are gone."""
+
+    def __init__(self, state: MountState, repository: str, tag: str, digest: Digest) -> None:
+        self.path = f"{repository}/{TAGS}/{tag}"
+        self._state = state
+        self._repository = repository
+        self._tag = tag
+        self._digest = digest
+
+    @property
+    def key(self) -> Hashable:
+        return (TAGS, self._repository, self._tag)
+
+    async def attributes(self) -> Attributes:
+        return self.attributes_now()
+
+    def attributes_now(self) -> Attributes:
+        """As they were when the tag was read. No time-outs: a tag means something else at any moment."""
+        return Attributes(stat.S_IFLNK | 0o777, len(self._target(self._digest)), self._state.mounted_at, 1, 0.0, 0.0)
+
+    async def read_link(self) -> str:
+        return self._target(await self._state.tags(self._repository).get(self._tag))
+
+    def _target(self, digest: Digest) -> str:
+        return f"../{MANIFESTS}/{digest}"
+
+
+class TagsDirectory(Directory):
+    """A repository's `_tags`."""
+
+    def __init__(self, state: MountState, uploads: UploadsDirectory, repository: str) -> None:
+        self.path = f"{repository}/{TAGS}"
+        self.repository = repository
+        self._state = state
+        self._uploads = uploads
+
+    @property
+    def key(self) -> Hashable:
+        return (TAGS, self.repository)
+
+    async def attributes(self) -> Attributes:
+        return directory_attributes(
+            permissions=self._state.permissions(0o755),
+            modified_at=self._state.mounted_at,
+            timeout=self._state.options.metadata_ttl,
+        )
+
+    async def extended_attributes(self) -> dict[str, str]:
+        return {"repository": self.repository}
+
+    async def lookup(self, name: str) -> Node:
+        if not is_tag(name):
+            return await self._uploads.lookup(name)
+        return self._link(name, await self._state.tags(self.repository).get(name))
+
+    async def entries(self) -> Sequence[DirectoryEntry]:
+        listings = self._state.tag_listings
+        entries = listings.get(self.repository)
+        if entries is None:
+            began_at = time.monotonic()
+            links = [
+                (tag.name, self._link(tag.name, tag.digest)) for tag in await self._state.tags(self.repository).list()
+            ]
+            entries = [DirectoryEntry(name.encode(), link, link.attributes_now()) for name, link in links]
+            listings.put(self.repository, began_at, entries)
+        return entries
+
+    async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
+        """Puts a manifest by tag, when it is closed. Under a name that is no tag: an upload, to be renamed to one."""
+        self._state.check_writable()
+        if not is_tag(name):
+            return await self._uploads.create(name, flags)
+
+        async def put(content: bytes) -> None:
+            await self._state.put_manifest(self.repository, content, tag=name)
+
+        handle = NewManifestHandle(f"{self.path}/{name}", put)
+        return NewManifestFile(self._state, handle), handle
+
+    async def make_link(self, name: str, target: str) -> Node:
+        """`ln -s`: to a digest, to a manifest of this repository, or to what another tag means now."""
+        self._state.check_writable()
+        check_tag(name)
+        if await self._has(name):
+            raise EntryExists(f"{self.path}/{name} exists")
+        digest = await self._meant_by(target)
+        await self._tag(name, digest)
+        return self._link(name, digest)
+
+    async def remove(self, name: str) -> None:
+        """The tag; the manifest and what else means it stay."""
+        self._state.check_writable()
+        if not is_tag(name):
+            await self._uploads.remove(name)
+            return
+        if not self._state.options.allow_delete:
+            raise NotPermitted(f"{name!r} in {self.path} can be removed only on a mount made with --allow-delete")
+        try:
+            await self._state.tags(self.repository).untag(name)
+        finally:
+            self._state.manifests_changed(self.repository)
+
+    async def rename(self, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
+        """Of a tag: the new one means what the old one meant. (`ln -sf` makes a link, and renames it over the old.)"""
+        self._state.check_writable()
+        if not is_tag(name):
+            await self._uploads.rename(name, target, new_name, replace=replace)
+            return
+        if target.key != self.key:
+            raise InvalidArgument(f"a tag can be renamed within {self.path} only")
+        check_tag(new_name)
+        if not replace and await self._has(new_name):
+            raise EntryExists(f"{self.path}/{new_name} exists")
+        tags = self._state.tags(self.repository)
+        digest = await tags.get(name)
+        if name == new_name:
+            return
+        await self._tag(new_name, digest)
+        await tags.untag(name)
+        self._state.manifests_changed(self.repository)
+
+    async def _tag(self, name: str, digest: Digest) -> None:
+        try:
+            await self._state.tags(self.repository).tag(name, digest)
+        finally:
+            self._state.manifests_changed(self.repository)
+
+    async def _has(self, tag: str) -> bool:
+        try:
+            await self._state.tags(self.repository).get(tag)
+        except TagUnknown:
+            return False
+        return True
+
+    async def _meant_by(self, target: str) -> Digest:
+        name = target.removeprefix(f"../{MANIFESTS}/")
+        digest = Digest.parse_or_none(name)
+        if digest is not None:
+            return digest
+        if is_tag(target):
+            return await self._state.tags(self.repository).get(target)
+        raise InvalidArgument(
+            f"a tag is a link to ../{MANIFESTS}/<digest>, to a digest, or to another tag, not to {target!r}"
+        )
+
+    def _link(self, tag: str, digest: Digest) -> TagLink:
+        return TagLink(self._state, self.repository, tag, digest)
