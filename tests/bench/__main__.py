@@ -52,7 +52,7 @@ def _options(names: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--size", type=int, default=1024, help="MiB of the big layer [default: 1024]")
     parser.add_argument("--entries", type=int, default=10_000, help="small layers to list [default: 10000]")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of every workload [default: 5]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of every workload [default: 3]")
     parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything that was measured to FILE, too")
     parser.add_argument("--quick", action="store_true", help="128 MiB, 1000 layers and one round: does it run?")

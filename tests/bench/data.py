@@ -35,14 +35,15 @@ class Data:
         self.new = directory / "new.tar"
         self.big = self._put(_tar, size)
         self.parts = [self._put(_random, size // READERS) for _ in range(READERS)]
+        self._small: list[Path] = []
         self._make_many()
         _tar(self.new, size)
         self.new_digest = digest_of_file(self.new)
 
-    @property
-    def blobs(self) -> Path:
-        """The directory that a raw mount of the storage shows the layers in."""
-        return self.storage.v2 / "blobs"
+    def warm_small_layers(self) -> None:
+        """Sees that neither the links nor the layers have to come from the disk."""
+        for path in self._small:
+            path.read_bytes()
 
     def _put(self, make, size: int) -> str:
         """Adds a layer; returns its digest."""
@@ -62,8 +63,9 @@ class Data:
             content = b"layer %d\n" % number
             digest = "sha256:" + hashlib.sha256(content).hexdigest()
             self.storage.put_blob(content, digest)
-            self.storage.put_link(MANY, digest)
-            (self.flat / digest).write_bytes(content)
+            flat = self.flat / digest
+            flat.write_bytes(content)
+            self._small += [flat, self.storage.blob(digest), self.storage.put_link(MANY, digest)]
 
     def empty_storage(self, name: str) -> Storage:
         """A registry's storage without any blob, with one repository to push to; `remove` takes it away."""

@@ -21,6 +21,7 @@ class Unit:
 RATE = Unit("MiB/s")
 IOPS = Unit("reads/s")
 SECONDS = Unit("s", more_is_better=False, digits=3)
+MICROSECONDS = Unit("us/file", more_is_better=False)
 MEMORY = Unit("MB", more_is_better=False)
 
 

@@ -13,7 +13,7 @@ from tests.bench import measure
 from tests.bench.contenders import BINDFS, DIRECT, LAYERFS, PASSTHROUGH, RCLONE, Contender, ServedByLayerfs
 from tests.bench.data import PUSH, READ, READERS, Data, remove
 from tests.bench.measure import MIB
-from tests.bench.results import IOPS, MEMORY, RATE, SECONDS, Against, AtMost, Row
+from tests.bench.results import IOPS, MEMORY, MICROSECONDS, RATE, SECONDS, Against, AtMost, Row
 
 #: Seconds that random reads go on at the most; rclone would take minutes to read every page once.
 _RANDOM_LIMIT = 3.0
@@ -167,14 +167,30 @@ def _listing() -> Workload:
                     command = ["ls", "-l", bench.data.flat]
                 else:
                     command = ["ls", "-lR", served.root / "docker/registry/v2/blobs"]
-                if contender.name == DIRECT:
-                    measure.run("ls", "-lR", bench.data.blobs)  # nobody's first time is about the disk
+                bench.data.warm_small_layers()
                 first.add(contender.name, measure.seconds(*command))
                 again.add(contender.name, measure.seconds(*command))
                 measure.wait(2.1)
                 later.add(contender.name, measure.seconds(*command))
 
     return Workload("ls", [first, again, later], one_round)
+
+
+def _small_files() -> Workload:
+    row = Row(
+        "find | xargs cat, all small layers", MICROSECONDS, [Against(RCLONE), Against(PASSTHROUGH), Against(DIRECT)]
+    )
+    script = 'find "$1" -type f -size -2k -print0 | xargs -0 cat'
+
+    def one_round(bench: Bench, number: int) -> None:
+        for contender in bench.turns(number):
+            bench.data.warm_small_layers()
+            with contender.served(bench.data.storage) as served:
+                tree = served.many if isinstance(served, ServedByLayerfs) else served.root / "docker/registry/v2/blobs"
+                taken = measure.seconds("bash", "-c", script, "bash", tree)
+                row.add(contender.name, taken * 1e6 / bench.data.entries)
+
+    return Workload("small", [row], one_round)
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -284,6 +300,7 @@ def all_workloads() -> list[Workload]:
         _tool("sha256sum", "sha256sum", "sha256sum"),
         _tool("tar", "tar t, reading everything", "tar", "--no-seek", "-tf"),
         _listing(),
+        _small_files(),
         _upload(),
         _memory(),
     ]
