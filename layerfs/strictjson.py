@@ -153,7 +153,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _is_deeper(value: object, limit: int) -> bool:
     """Level by level, so that depth costs no stack."""
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             child
             for parent in level
