@@ -4,11 +4,12 @@ The public Python API, usable without a mount.
 """
 
 from layerfs.registry.blobs import BlobInfo, BlobStore
+from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.layers import Layer, LayerInfo, LayerService
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.registry import Listing, Registry, Repository
 from layerfs.registry.tags import Tag, TagService
-from layerfs.registry.uploads import LayerUpload, UploadInfo
+from layerfs.registry.uploads import UploadInfo
 
 __all__ = [
     "BlobInfo",

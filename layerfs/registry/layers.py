@@ -24,9 +24,11 @@ from layerfs.errors import (
 )
 from layerfs.names import check_repository_name
 from layerfs.registry.blobs import BlobInfo, BlobStore
+from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.links import link_fits, raise_if_all_failed, read_link, read_links
 from layerfs.registry.paths import LayerLink, RepositoryDirectory
-from layerfs.registry.uploads import LayerUpload, UploadInfo, UploadStore, link_layer, make_repository
+from layerfs.registry.repositories import link_layer, make_repository
+from layerfs.registry.uploads import UploadInfo, UploadStore
 
 
 @dataclass(frozen=True, slots=True)

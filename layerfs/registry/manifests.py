@@ -45,9 +45,9 @@ from layerfs.names import check_repository_name, check_tag
 from layerfs.registry.blobs import BlobInfo, BlobStore
 from layerfs.registry.links import link_fits, raise_if_all_failed, read_links, write_link
 from layerfs.registry.paths import BlobData, LayerLink, ManifestRevisionLink
+from layerfs.registry.repositories import make_repository
 from layerfs.registry.revisions import UNUSABLE, Revisions, parse_digests
 from layerfs.registry.tags import TagService
-from layerfs.registry.uploads import make_repository
 
 #: Bytes of manifests that a listing holds in memory at a time.
 _BATCH_SIZE: Final = 16 << 20

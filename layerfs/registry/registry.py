@@ -38,9 +38,10 @@ from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layers import LayerService
 from layerfs.registry.manifests import ManifestService
 from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
+from layerfs.registry.repositories import make_repository
 from layerfs.registry.revisions import Revisions
 from layerfs.registry.tags import TagService
-from layerfs.registry.uploads import UploadStore, make_repository
+from layerfs.registry.uploads import UploadStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from layerfs.errors import (
 )
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
+from layerfs.registry.layer_upload import STORE_SIZE
 from layerfs.registry.paths import LAYERS, UPLOADS
-from layerfs.registry.uploads import STORE_SIZE
 from layerfs.view.blob_file import LayerFile, ManifestFile
 from layerfs.view.nodes import (
     Attributes,
