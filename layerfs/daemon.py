@@ -10,69 +10,40 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import re
 import resource
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import Enum, auto
 from importlib.metadata import version
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 import trio
 
 from layerfs import mountpoint as mountpoints
 from layerfs.config import MountConfig
-from layerfs.driver.interface import StorageDriver
-from layerfs.driver.sources import open_driver
 from layerfs.errors import (
-    AccessDenied,
-    InvalidName,
     LayerfsError,
-    NotARegistry,
-    NotRegularFile,
-    PathNotFound,
-    StorageReadOnly,
-    UnknownSource,
-    UnsupportedByDriver,
 )
 from layerfs.exits import ExitCode
 from layerfs.fuse.session import Session, SessionOptions
 from layerfs.registry import Registry
+from layerfs.source import USER_ERRORS, SourceUnusable, display_name, local_path, open_registry
 from layerfs.view.tree import Tree, TreeOptions
 
 log = logging.getLogger(__name__)
 
 #: How long the requests that are being answered get after the first signal. systemd kills after 90 s by default: this,
-#: `_FLUSH_SECONDS` and `_CLOSE_SECONDS` together stay below.
+#: `_FLUSH_SECONDS` and `source.CLOSE_SECONDS` together stay below.
 _GRACE_SECONDS: Final = 20.0
 #: How long all uploads together get for their last bytes.
 _FLUSH_SECONDS: Final = 40.0
-_CLOSE_SECONDS: Final = 5.0
 #: How long a mount may take from mount(2) until the root can be looked at. No storage is asked for that.
 _READY_SECONDS: Final = 30.0
 
 #: Descriptors beside those of open layers: uploads, directories, sockets, the log.
 _SPARE_DESCRIPTORS: Final = 1024
-
-#: What the person who typed the command can put right.
-_USER_ERRORS: Final = (
-    AccessDenied,
-    InvalidName,
-    mountpoints.MountpointError,
-    NotARegistry,
-    NotRegularFile,
-    PathNotFound,
-    StorageReadOnly,
-    UnknownSource,
-    UnsupportedByDriver,
-)
-
-#: A source that ends in a part of the layout inside a storage.
-_INSIDE_STORAGE: Final = re.compile(r"(?P<root>.*)/docker(/registry(/v2(/.*)?)?)?/*", re.DOTALL)
 
 
 class DaemonFailed(Exception):
@@ -81,10 +52,6 @@ class DaemonFailed(Exception):
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class SourceUnusable(LayerfsError):
-    """The source cannot be mounted; the cause is the driver's or registry's error."""
 
 
 class NotReady(LayerfsError):
@@ -109,20 +76,6 @@ def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
         trio.run(_Daemon(config, mountpoint, on_ready).serve)
     except BaseException as error:
         raise _failure(error) from error
-
-
-def local_path(source: str) -> str | None:
-    """The directory that a source names, if it is on this machine."""
-    if "://" not in source:
-        return os.path.abspath(source)
-    parts = urlsplit(source)
-    return unquote(parts.path) if parts.scheme == "file" else None
-
-
-def display_name(source: str) -> str:
-    """The source as everybody may see it: no credentials, no query."""
-    local = local_path(source)
-    return local if local is not None else re.sub(r"(?<=://)[^/@]*@", "", source).partition("?")[0]
 
 
 def notify(state: str) -> None:
@@ -167,7 +120,14 @@ class _Daemon:
     async def serve(self) -> None:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._watch_signals)
-            async with _open_registry(self._config) as registry:
+            config = self._config
+            async with open_registry(
+                config.source,
+                verb="mount",
+                may_create=True,
+                create=config.create,
+                trust_hash_states=config.trust_hash_states,
+            ) as registry:
                 await self._mount(registry, nursery)
             nursery.cancel_scope.cancel()
 
@@ -287,81 +247,6 @@ class _Daemon:
         }
 
 
-# --- the source ----------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _open_registry(config: MountConfig) -> AsyncIterator[Registry]:
-    source = local_path(config.source) or config.source
-    try:
-        driver = await _find_storage(source, create=config.create)
-    except LayerfsError as error:
-        name = display_name(source)
-        # What a driver says may quote the source as it was given, credentials and all.
-        reason = str(error).replace(source, name)
-        raise SourceUnusable(f"cannot mount {name!r}: {reason}{_advice(source, error)}") from error
-    try:
-        yield Registry(driver, trust_hash_states=config.trust_hash_states)
-    finally:
-        await _close(driver)
-
-
-def _advice(source: str, error: LayerfsError) -> str:
-    match error:
-        case PathNotFound() if os.path.exists(source):
-            return ". It is not a directory: name the root directory of a registry's storage"
-        case PathNotFound():
-            return ". Check the name, or begin an empty registry there with --create"
-        case AccessDenied():
-            return ". Mount as a user who may use it, such as the one that the registry runs as"
-        case _:
-            return ""
-
-
-async def _find_storage(source: str, *, create: bool) -> StorageDriver:
-    """The driver of `source`, where there is a registry.
-
-    Raises `NotARegistry`, with the right source if this one lies inside a storage.
-    """
-    try:
-        return await _open(source, create=False)
-    except (NotARegistry, PathNotFound):
-        storage = await _storage_around(source)
-        if storage is not None:
-            raise NotARegistry(f"it is a folder inside a registry's storage; mount {display_name(storage)!r}") from None
-        if not create:
-            raise
-    return await _open(source, create=True)
-
-
-async def _storage_around(source: str) -> str | None:
-    match = _INSIDE_STORAGE.fullmatch(source)
-    if match is None:
-        return None
-    storage = match["root"] or "/"
-    try:
-        driver = await _open(storage, create=False)
-    except LayerfsError:
-        return None
-    await _close(driver)
-    return storage
-
-
-async def _open(source: str, *, create: bool) -> StorageDriver:
-    driver = open_driver(source, create=create)
-    try:
-        await Registry.open(driver, create=create)
-    except BaseException:
-        await _close(driver)
-        raise
-    return driver
-
-
-async def _close(driver: StorageDriver) -> None:
-    with trio.move_on_after(_CLOSE_SECONDS, shield=True):
-        await driver.close()
-
-
 # --- the process ---------------------------------------------------------------------------------------------
 
 
@@ -433,5 +318,5 @@ def _exit_code(cause: BaseException) -> ExitCode:
     if isinstance(cause, Interrupted | KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     if isinstance(cause, SourceUnusable):
-        return ExitCode.USAGE if isinstance(cause.__cause__, _USER_ERRORS) else ExitCode.FAILED
-    return ExitCode.USAGE if isinstance(cause, _USER_ERRORS) else ExitCode.FAILED
+        return ExitCode.USAGE if cause.is_user_error else ExitCode.FAILED
+    return ExitCode.USAGE if isinstance(cause, (*USER_ERRORS, mountpoints.MountpointError)) else ExitCode.FAILED

@@ -94,7 +94,7 @@ class Registry:
             if not create:
                 raise NotARegistry(
                     f"no registry storage: it has no {ROOT[1:]!r}. Name the root directory that the registry is "
-                    "configured with, or use --create to begin an empty registry here"
+                    "configured with"
                 ) from None
             await driver.make_directory(REPOSITORIES)
             await driver.make_directory(BLOBS)
