@@ -265,6 +265,13 @@ class StorageDriver(ABC):
     async def close(self) -> None:
         """Lets go of everything. May be called again."""
 
+    async def is_being_written(self, path: str) -> bool:  # noqa: ARG002 - for those that can tell
+        """Whether somebody, in this process or another, has the file open for writing.
+
+        True is certain; False also where there is no such file, or where the backend cannot tell.
+        """
+        return False
+
     # Many at once. A driver that can do better than one after the other overrides these.
 
     async def stat_many(self, paths: Sequence[str]) -> Stats:

@@ -7,6 +7,7 @@ passed: then it takes the lease away. It belongs to the open file, and goes when
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import signal
 
@@ -23,6 +24,18 @@ def take(number: int) -> bool:
         # the same to the caller, who copies the file instead.
         return False
     return True
+
+
+def has_writer(number: int) -> bool:
+    """Whether the file, open for reading only, is certainly open for writing elsewhere. No lease is left on it."""
+    try:
+        fcntl.fcntl(number, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        # Any other error says that a lease cannot be had here at all, writer or not.
+        return error.errno == errno.EAGAIN
+    return False
 
 
 def is_undisturbed(number: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from layerfs.driver import lease
 from layerfs.driver.errnos import driver_error, translated
 from layerfs.driver.interface import (
     Capabilities,
@@ -36,7 +37,15 @@ from layerfs.driver.local_sealed import seal
 from layerfs.driver.local_writer import LocalWriter
 from layerfs.driver.openat import Descriptor, Root, Scratch, create_file, read_exactly, refuse_irregular, write_all
 from layerfs.driver.threads import in_thread
-from layerfs.errors import BackendFailure, ContentChanged, ContentTooLarge, DriverError, InvalidPath
+from layerfs.errors import (
+    BackendFailure,
+    ContentChanged,
+    ContentTooLarge,
+    DriverError,
+    InvalidPath,
+    NotRegularFile,
+    PathNotFound,
+)
 
 #: Threads at once. Metadata is mostly in memory; cold reads want the disk's queue full; writes are bound by the disk.
 METADATA_THREADS: Final = 8
@@ -115,6 +124,9 @@ class LocalDriver(StorageDriver):
 
     async def usage(self) -> Usage | None:
         return await in_thread(self._metadata, _usage, self._root)
+
+    async def is_being_written(self, path: str) -> bool:
+        return await in_thread(self._metadata, _is_being_written, self._root, check_path(path))
 
     async def close(self) -> None:
         # The descriptor of the root is closed when the last thread that uses it has ended.
@@ -207,6 +219,18 @@ def _open(root: Root, path: str) -> tuple[Descriptor, int]:
     with translated(path):
         number, status = root.open_regular(path, os.O_RDONLY)
         return Descriptor(number), status.st_size
+
+
+def _is_being_written(root: Root, path: str) -> bool:
+    try:
+        with translated(path):
+            number, _ = root.open_regular(path, os.O_RDONLY)
+    except (PathNotFound, NotRegularFile):
+        return False
+    try:
+        return lease.has_writer(number)
+    finally:
+        os.close(number)
 
 
 def _open_for_writing(root: Root, path: str, append: bool) -> Descriptor:

@@ -70,7 +70,7 @@ class Registry:
         self.blobs = BlobStore(driver)
         self._urls = urls
         self._limiter = trio.CapacityLimiter(1)
-        self._uploads = UploadStore(driver, self.blobs, trust_hash_states=trust_hash_states)
+        self.uploads = UploadStore(driver, self.blobs, trust_hash_states=trust_hash_states)
 
     @classmethod
     async def open(
@@ -108,7 +108,7 @@ class Registry:
         manifests = ManifestService(
             name, self.driver, self.blobs, tags, revisions, limiter=self._limiter, urls=self._urls
         )
-        return Repository(name, LayerService(name, self.driver, self.blobs, self._uploads), manifests, tags)
+        return Repository(name, LayerService(name, self.driver, self.blobs, self.uploads), manifests, tags)
 
     async def has_directory(self, name: str) -> bool:
         """Whether `name` is a repository or the beginning of one's name; even without any, where directories exist."""
@@ -190,7 +190,7 @@ class Registry:
     async def _remove_empty(self, name: str) -> None:
         directory = RepositoryDirectory(name)
         with contextlib.suppress(PathNotFound, NotRegularFile):
-            await self._uploads.remove_ghosts(name)
+            await self.uploads.remove_ghosts(name)
         if not await self._remove_directories_together(
             name, (directory.uploads, directory.layers, directory.manifests)
         ):

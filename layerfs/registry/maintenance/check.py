@@ -1,0 +1,262 @@
+"""`check`: everything that is wrong in a registry's storage, found while registries and mounts go on using it.
+
+One walk through the repositories, which gathers what is meant, then one through the blobs, which compares. Storage
+changes under both, in the order of its writers (blob before link, revision before tag), and an upload, a push or a
+garbage collection looks like a fault for a moment. So nothing is reported that is not still there when it is looked at
+again, `settle` seconds after it was first seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
+
+import trio
+
+from layerfs.digest import Digest
+from layerfs.errors import RepositoryUnknown
+from layerfs.registry.blobs import BlobInfo
+from layerfs.registry.links import read_links
+from layerfs.registry.maintenance.check_blobs import (
+    BlobWalk,
+    Hasher,
+    Stored,
+    judge_size,
+    places_again,
+    sizes_again,
+    without_manifests,
+)
+from layerfs.registry.maintenance.check_repository import RepositoryCheck
+from layerfs.registry.maintenance.faults import Fault, FaultKind
+from layerfs.registry.maintenance.knowledge import ImagesWithoutManifest, Meant
+from layerfs.registry.maintenance.look import BATCH, Look
+from layerfs.registry.maintenance.progress import Progress, Report, no_report
+from layerfs.registry.maintenance.purge import DEFAULT_AGE
+from layerfs.registry.paths import LAYERS, MANIFESTS, BlobData, LayerLink, ManifestRevisionLink, RepositoryDirectory
+from layerfs.registry.registry import Registry
+
+#: Seconds after which what was only passing has passed: a registry writes blob and link right after one another.
+SETTLE: Final = 2.0
+
+#: Faults held back until they are looked at again together, so that not each of them waits.
+_HELD: Final = 1000
+
+
+async def check(
+    registry: Registry,
+    *,
+    deep: bool = False,
+    repositories: Sequence[str] = (),
+    jobs: int = 4,
+    old: timedelta = DEFAULT_AGE,
+    settle: float = SETTLE,
+    now: datetime | None = None,
+    report: Report = no_report,
+) -> AsyncIterator[Fault]:
+    """Every fault, each once: first those of the repositories, in the order of the catalog, then those of the blobs.
+
+    Changes nothing. Without `deep` only sizes tell of a blob's bytes: it is empty, or not as large as the manifests say
+    that refer to it. With it each blob is read and hashed. `repositories` restricts the check to these, the blobs that
+    they mean, and the images that they have; what nothing leads to is not looked for then. Uploads that began `old`
+    ago are faults. `jobs` is how much is done at a time, `report` is told of the progress.
+
+    What cannot be read is a fault of the kind `unreadable`. Raises `RepositoryUnknown` for a name that is none, and
+    `DriverError` if the storage as a whole cannot be looked at.
+    """
+    walk = _Check(registry, jobs=jobs, old=old, settle=settle, now=now or datetime.now(UTC), report=report)
+    await walk.prepare(repositories)
+    async for fault in walk.repositories():
+        yield fault
+    blobs = walk.meant_blobs if repositories else walk.all_blobs
+    async for fault in walk.sizes(blobs, deep=deep):
+        yield fault
+    if deep:
+        async for fault in walk.contents(blobs):
+            yield fault
+    async for fault in walk.orphans():
+        yield fault
+    async for fault in walk.lost_manifests():
+        yield fault
+
+
+class _Check:
+    def __init__(
+        self, registry: Registry, *, jobs: int, old: timedelta, settle: float, now: datetime, report: Report
+    ) -> None:
+        self._registry = registry
+        self._driver = registry.driver
+        self._jobs = jobs
+        self._old = old
+        self._settle = settle
+        self._now = now
+        self._report = report
+        self._names: list[str] = []
+        self._meant = Meant()
+        self._images = ImagesWithoutManifest()
+        # Paths of blobs that have a fault already.
+        self._judged: set[str] = set()
+        self._orphans: list[Stored] = []
+        self._bytes = 0
+        self._hashed = 0
+
+    async def prepare(self, names: Sequence[str]) -> None:
+        """Finds the repositories, and those among them that have no `_manifests`."""
+        # Not by the catalog, for which a registry that cannot be listed is an empty one.
+        await self._driver.list(RepositoryDirectory("").path.rpartition("/")[0])
+        for name in names:
+            if not (await self._registry.list(name)).is_repository:
+                raise RepositoryUnknown(name)
+        self._names = list(dict.fromkeys(names)) or [name async for name in self._registry.catalog()]
+        for name in self._names:
+            look = Look(self._driver, self._jobs)
+            directory = RepositoryDirectory(name)
+            if MANIFESTS not in {entry.name for entry in await look.list(directory.path)}:
+                self._images.add_candidate(name, await look.digests_in(directory.layers))
+
+    # --- repositories ----------------------------------------------------------------------------------------
+
+    async def repositories(self) -> AsyncIterator[Fault]:
+        """What is wrong in each by itself."""
+        suspects: dict[str, list[Fault]] = {}
+        for number, name in enumerate(self._names):
+            self._report(Progress("repositories", "repositories", number, len(self._names)))
+            faults = await self._look_at(name)
+            if faults:
+                suspects[name] = faults
+            if sum(map(len, suspects.values())) >= _HELD:
+                for fault in await self._look_again(suspects):
+                    yield fault
+                suspects.clear()
+        self._report(Progress("repositories", "repositories", len(self._names), len(self._names)))
+        for fault in await self._look_again(suspects):
+            yield fault
+
+    async def _look_at(self, name: str) -> list[Fault]:
+        look = Look(self._driver, self._jobs)
+        await RepositoryCheck(look, self._registry.blobs, name, self._meant, self._images).run(
+            now=self._now, old=self._old
+        )
+        return look.faults
+
+    async def _look_again(self, suspects: dict[str, list[Fault]]) -> list[Fault]:
+        """What is still wrong. Changes that were seen half-made are whole by now, or were made half by a crash."""
+        if not suspects:
+            return []
+        await trio.sleep(self._settle)
+        confirmed: list[Fault] = []
+        for name, faults in suspects.items():
+            again = {fault.identity for fault in await self._look_at(name)}
+            confirmed += [fault for fault in faults if fault.identity in again]
+        return confirmed
+
+    # --- blobs -----------------------------------------------------------------------------------------------
+
+    async def all_blobs(self, look: Look) -> AsyncIterator[list[Stored]]:
+        """The whole blob store."""
+        async for blobs in BlobWalk(look).run():
+            yield blobs
+
+    async def meant_blobs(self, _look: Look) -> AsyncIterator[list[Stored]]:
+        """The blobs that links and manifests lead to."""
+        digests = list(self._meant.canonical())
+        for start in range(0, len(digests), BATCH):
+            found = await self._registry.blobs.stat_many(digests[start : start + BATCH])
+            yield [Stored(blob.digest, blob.size) for blob in found if isinstance(blob, BlobInfo)]
+
+    async def sizes(self, blobs: _Walk, *, deep: bool) -> AsyncIterator[Fault]:
+        """What sizes and places tell. Remembers what nothing leads to, and how much there is to read."""
+        look = Look(self._driver, self._jobs)
+        suspects: list[Fault] = []
+        count = 0
+        async for batch in blobs(look):
+            count += len(batch)
+            self._bytes += sum(blob.size for blob in batch)
+            self._report(Progress("blobs", "blobs", count, 0))
+            for blob in batch:
+                fault = judge_size(blob, self._meant)
+                if fault is not None:
+                    suspects.append(fault)
+                elif blob.digest not in self._meant:
+                    self._orphans.append(blob)
+        if suspects or look.faults:
+            await trio.sleep(self._settle)
+        for fault in await sizes_again(self._registry.blobs, suspects, self._meant):
+            self._judged.add(fault.path)
+            yield await self._weigh(fault) if deep else fault
+        for fault in await places_again(self._driver, look.faults):
+            yield fault
+
+    async def _weigh(self, fault: Fault) -> Fault:
+        """Who is wrong where blob and manifest disagree on its size: the bytes tell."""
+        if fault.kind is FaultKind.ZERO_LENGTH_BLOB or fault.digest is None:
+            return fault
+        bad = await self._hasher().find_bad([Stored(fault.digest, 0)])
+        if not bad:
+            return replace(fault, kind=FaultKind.SIZE_MISMATCH, detail=f"{fault.detail}; the blob is good")
+        return fault if fault.kind is FaultKind.TRUNCATED_BLOB else bad[0]
+
+    async def contents(self, blobs: _Walk) -> AsyncIterator[Fault]:
+        """What the bytes tell, of blobs that nothing was wrong with so far."""
+        hasher = self._hasher()
+        # What cannot be looked at, or lies at a wrong place, has been found before.
+        async for batch in blobs(Look(self._driver, self._jobs)):
+            unjudged = [blob for blob in batch if BlobData(blob.digest).path not in self._judged]
+            suspects = {fault.path for fault in await hasher.find_bad(unjudged)}
+            if not suspects:
+                continue
+            # It may just have been replaced by a good one.
+            again = [blob for blob in unjudged if BlobData(blob.digest).path in suspects]
+            for fault in await self._hasher().find_bad(again):
+                self._judged.add(fault.path)
+                yield fault
+
+    def _hasher(self) -> Hasher:
+        return Hasher(self._driver, self._jobs, self._count_bytes)
+
+    def _count_bytes(self, count: int) -> None:
+        self._hashed += count
+        self._report(Progress("contents", "bytes", min(self._hashed, self._bytes), self._bytes))
+
+    # --- what the whole tells --------------------------------------------------------------------------------
+
+    async def orphans(self) -> AsyncIterator[Fault]:
+        """Blobs to which nothing leads, and which are no manifests: those have been deleted."""
+        orphans = [blob for blob in self._orphans if BlobData(blob.digest).path not in self._judged]
+        orphans = await without_manifests(self._driver, orphans, self._images)
+        if orphans:
+            await trio.sleep(self._settle)
+            linked = await self._linked_by_now({blob.digest for blob in orphans})
+            there = await self._registry.blobs.stat_many([blob.digest for blob in orphans])
+            for blob, found in zip(orphans, there, strict=True):
+                if isinstance(found, BlobInfo) and blob.digest not in linked:
+                    yield blob.fault(FaultKind.ORPHAN_BLOB, f"{found.size} bytes")
+
+    async def _linked_by_now(self, digests: set[Digest]) -> set[Digest]:
+        """Those of `digests` that a repository links, in case one was just being pushed."""
+        linked: set[Digest] = set()
+        look = Look(self._driver, self._jobs)
+        async for name in self._registry.catalog():
+            directory = RepositoryDirectory(name)
+            layers = digests.intersection(await look.digests_in(directory.layers))
+            revisions = digests.intersection(await look.digests_in(f"{directory.manifests}/revisions"))
+            paths = [LayerLink(name, digest).path for digest in layers]
+            paths += [ManifestRevisionLink(name, digest).path for digest in revisions]
+            linked.update(link for link in await read_links(self._driver, paths) if isinstance(link, Digest))
+        return linked
+
+    async def lost_manifests(self) -> AsyncIterator[Fault]:
+        """Repositories without `_manifests` that have all of an image but the manifest, and are not just getting it."""
+        lost = sorted(self._images.found)
+        if lost:
+            await trio.sleep(self._settle)
+        for name in lost:
+            directory = RepositoryDirectory(name)
+            below = {entry.name for entry in await Look(self._driver, 1).list(directory.path)}
+            if LAYERS in below and MANIFESTS not in below:
+                yield Fault(FaultKind.REPO_WITHOUT_MANIFESTS, directory.path, name)
+
+
+#: A walk through blobs, in batches; what cannot be looked at is noted in the `Look`.
+_Walk: TypeAlias = Callable[[Look], AsyncIterator[list[Stored]]]

@@ -1,0 +1,257 @@
+"""What can be wrong in one repository: its layer links, manifests and tags. Uploads are in `check_uploads`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+import trio
+
+from layerfs.digest import Digest
+from layerfs.driver.interface import StorageDriver
+from layerfs.errors import BlobUnknown, ContentTooLarge, InvalidManifest, LayerfsError, NotRegularFile, PathNotFound
+from layerfs.manifest import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, MANIFEST_LIMIT, ParsedManifest, UrlRules
+from layerfs.manifest import parse_manifest as parse
+from layerfs.names import is_tag
+from layerfs.registry.blobs import BlobInfo, BlobStore
+from layerfs.registry.links import link_fits
+from layerfs.registry.maintenance.check_uploads import check_uploads
+from layerfs.registry.maintenance.faults import Fault, FaultKind
+from layerfs.registry.maintenance.knowledge import ImagesWithoutManifest, Meant
+from layerfs.registry.maintenance.look import BATCH, Look
+from layerfs.registry.paths import (
+    LAYERS,
+    BlobData,
+    LayerLink,
+    ManifestRevisionLink,
+    RepositoryDirectory,
+    TagCurrentLink,
+    TagIndexLink,
+)
+from layerfs.strictjson import parse_json
+
+#: Bytes of manifests that are in memory at a time.
+_BATCH_SIZE: Final = 16 << 20
+
+#: Bytes beyond which a manifest is parsed in a thread, because it can take a tenth of a second.
+_INLINE_LIMIT: Final = 256 << 10
+
+#: What urls layers may have was somebody's decision when the manifest was put; here only that they have some counts.
+_ANY_URLS: Final = UrlRules()
+
+
+async def parse_manifest(content: bytes) -> ParsedManifest:
+    """As `layerfs.manifest.parse_manifest`, large ones in a thread. Raises `InvalidManifest`, `ManifestTooLarge`."""
+    if len(content) <= _INLINE_LIMIT:
+        return parse(content)
+    return await trio.to_thread.run_sync(parse, content)
+
+
+def blobs_of(manifest: ParsedManifest) -> tuple[Digest, ...]:
+    """The blobs that a registry wants to have for this manifest."""
+    return manifest.references(_ANY_URLS).blobs
+
+
+class RepositoryCheck:
+    """One look at the repository `name`; what it means is told to `meant` and `images`."""
+
+    def __init__(self, look: Look, blobs: BlobStore, name: str, meant: Meant, images: ImagesWithoutManifest) -> None:
+        self._look = look
+        self._blobs = blobs
+        self._name = name
+        self._directory = RepositoryDirectory(name)
+        self._meant = meant
+        self._images = images
+        self._has_layers = False
+        # What has a link, a good one or a bad one.
+        self._layers: set[Digest] = set()
+        self._revisions: set[Digest] = set()
+        self._lacks_blobs = False
+
+    async def run(self, *, now: datetime, old: timedelta) -> None:
+        """Looks at everything; uploads that began `old` before `now` are faults."""
+        below = {entry.name for entry in await self._look.list(self._directory.path) if entry.is_directory}
+        self._has_layers = LAYERS in below
+        await self._check_layers()
+        await self._check_revisions()
+        await self._check_tags()
+        await check_uploads(self._look, self._name, now=now, old=old)
+        if self._lacks_blobs:
+            self._found(Fault(FaultKind.REPO_WITHOUT_LAYERS, self._directory.path, self._name))
+
+    def _found(self, fault: Fault) -> None:
+        self._look.faults.append(fault)
+
+    # --- layers ----------------------------------------------------------------------------------------------
+
+    async def _check_layers(self) -> None:
+        digests = await self._look.digests_in(self._directory.layers)
+        places = [
+            Fault(FaultKind.DANGLING_LAYER_LINK, LayerLink(self._name, digest).path, self._name, digest=digest)
+            for digest in digests
+        ]
+        await self._look.find_temporary(places)
+        known = len(self._look.faults)
+        links = await self._look.read_links(places)
+        # A bad link is no missing one: it has its own fault.
+        self._layers = {fault.digest for fault in self._look.faults[known:] if fault.digest is not None}
+        good = [(place, link) for place, link in zip(places, links, strict=True) if self._fits(place, link)]
+        for start in range(0, len(good), BATCH):
+            await self._check_targets(good[start : start + BATCH])
+
+    def _fits(self, place: Fault, link: Digest | None) -> bool:
+        if link is None or place.digest is None:
+            return False
+        self._layers.add(place.digest)
+        self._meant.add(link)
+        if link_fits(place.digest, link):
+            return True
+        self._found(replace(place, kind=FaultKind.BAD_LINK, detail=f"it leads to {link}"))
+        return False
+
+    async def _check_targets(self, good: Sequence[tuple[Fault, Digest | None]]) -> None:
+        found = await self._blobs.stat_many([link for _, link in good if link is not None])
+        for (place, _), blob in zip(good, found, strict=True):
+            if isinstance(blob, BlobUnknown):
+                self._found(place)
+            elif not isinstance(blob, BlobInfo):
+                self._look.unreadable(place, blob)
+
+    # --- manifests -------------------------------------------------------------------------------------------
+
+    async def _check_revisions(self) -> None:
+        digests = await self._look.digests_in(f"{self._directory.manifests}/revisions")
+        places = [
+            Fault(FaultKind.DANGLING_REVISION, ManifestRevisionLink(self._name, digest).path, self._name, digest=digest)
+            for digest in digests
+        ]
+        await self._look.find_temporary(places)
+        await self._mean_signatures(places)
+        known = len(self._look.faults)
+        links = await self._look.read_links(places)
+        self._revisions = {fault.digest for fault in self._look.faults[known:] if fault.digest is not None}
+        good = []
+        for place, link in zip(places, links, strict=True):
+            if link is None or place.digest is None:
+                continue
+            self._revisions.add(place.digest)
+            self._meant.add(link)
+            if link == place.digest:
+                good.append(place)
+            else:
+                self._found(replace(place, kind=FaultKind.BAD_LINK, detail=f"it leads to {link}"))
+        async for place, content in self._read_manifests(good):
+            await self._check_manifest(place, content)
+
+    async def _mean_signatures(self, places: Sequence[Fault]) -> None:
+        """Registries before 2.5 kept each signature of a manifest in a blob, linked from the revision."""
+        directories = [f"{place.path.rpartition('/')[0]}/signatures/sha256" for place in places]
+        for entries in await self._look.list_many(directories):
+            for entry in entries:
+                if (digest := Digest.parse_or_none(f"sha256:{entry.name}")) is not None:
+                    self._meant.add(digest)
+
+    async def _read_manifests(self, places: Sequence[Fault]) -> AsyncIterator[tuple[Fault, bytes | LayerfsError]]:
+        """The bytes of each, or the error in their place, few of them in memory at a time."""
+        for start in range(0, len(places), BATCH):
+            batch = places[start : start + BATCH]
+            found = await self._blobs.stat_many([place.digest for place in batch if place.digest is not None])
+            sizes = [blob.size if isinstance(blob, BlobInfo) else 0 for blob in found]
+            for part in _parts(sizes):
+                contents = await read_blobs(self._look.driver, [batch[index].digest for index in part])
+                for index, content in zip(part, contents, strict=True):
+                    yield batch[index], content
+
+    async def _check_manifest(self, place: Fault, content: bytes | LayerfsError) -> None:
+        if isinstance(content, PathNotFound | NotRegularFile):
+            self._found(place)
+        elif isinstance(content, ContentTooLarge):
+            self._found(replace(place, kind=FaultKind.MANIFEST_NOT_JSON, detail=content.what))
+        elif isinstance(content, LayerfsError):
+            self._look.unreadable(place, content)
+        elif content:
+            # One that is empty is a blob of no length, and found there.
+            await self._check_content(place, content)
+
+    async def _check_content(self, place: Fault, content: bytes) -> None:
+        try:
+            manifest = await parse_manifest(content)
+        except InvalidManifest as error:
+            kind = FaultKind.INVALID_MANIFEST if _is_json(content) else FaultKind.MANIFEST_NOT_JSON
+            self._found(replace(place, kind=kind, detail=str(error)))
+            return
+        # Schema 1 says no sizes.
+        has_sizes = manifest.manifest.media_type not in (DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED)
+        for descriptor in manifest.descriptors:
+            self._meant.add(descriptor.digest, descriptor.size if has_sizes else -1)
+        blobs = blobs_of(manifest)
+        self._images.see_image(blobs)
+        missing = [blob for blob in blobs if blob not in self._layers]
+        if missing and not self._has_layers:
+            self._lacks_blobs = True
+        elif missing:
+            detail = ", ".join(map(str, missing[:3])) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+            self._found(replace(place, kind=FaultKind.MISSING_REFERENCE, detail=detail))
+
+    # --- tags ------------------------------------------------------------------------------------------------
+
+    async def _check_tags(self) -> None:
+        entries = await self._look.list(f"{self._directory.manifests}/tags")
+        tags = [entry.name for entry in entries if entry.is_directory and is_tag(entry.name)]
+        places = [
+            Fault(FaultKind.TAG_TO_MISSING_MANIFEST, TagCurrentLink(self._name, tag).path, self._name, tag=tag)
+            for tag in tags
+        ]
+        await self._look.find_temporary(places)
+        known = len(self._look.faults)
+        links = await self._look.read_links(places)
+        bad = {fault.tag for fault in self._look.faults[known:]}
+        for place, link in zip(places, links, strict=True):
+            if link is None and place.tag not in bad:
+                path = place.path.removesuffix("/current/link")
+                self._found(replace(place, kind=FaultKind.TAG_WITHOUT_CURRENT, path=path))
+            elif link is not None and link not in self._revisions:
+                self._found(replace(place, digest=link))
+        await self._check_history(tags)
+
+    async def _check_history(self, tags: Sequence[str]) -> None:
+        """What tags have meant: only that the links are some, because what they lead to may have been deleted."""
+        places = [
+            Fault(FaultKind.BAD_LINK, TagIndexLink(self._name, tag, digest).path, self._name, tag=tag, digest=digest)
+            for tag in tags
+            for digest in await self._look.digests_in(f"{self._directory.manifests}/tags/{tag}/index")
+        ]
+        await self._look.find_temporary(places)
+        await self._look.read_links(places)
+
+
+async def read_blobs(driver: StorageDriver, digests: Sequence[Digest | None]) -> Sequence[bytes | LayerfsError]:
+    """The content of each blob that can be a manifest; an error stands in the place of one that cannot be had."""
+    paths = [BlobData(digest).path for digest in digests if digest is not None]
+    return await driver.get_contents(paths, limit=MANIFEST_LIMIT)
+
+
+def _parts(sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Indexes of `sizes`, in order, in lists whose sizes come to no more than `_BATCH_SIZE`."""
+    part: list[int] = []
+    total = 0
+    for index, size in enumerate(sizes):
+        # A larger one is refused, and costs nothing.
+        size = size if size <= MANIFEST_LIMIT else 0
+        if part and total + size > _BATCH_SIZE:
+            yield part
+            part, total = [], 0
+        part.append(index)
+        total += size
+    if part:
+        yield part
+
+
+def _is_json(content: bytes) -> bool:
+    try:
+        parse_json(content)
+    except InvalidManifest:
+        return False
+    return True

@@ -1,0 +1,87 @@
+"""What can be wrong with the uploads of one repository.
+
+An upload has one fault at the most, the first of: no `startedat`; one that is no time; a hash state that a registry
+would wrongly go on from; begun long ago. What registries leave of cancelled uploads, hash states without data and
+`startedat`, is none: every registry leaves it, nobody sees it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from layerfs.driver.interface import FileInfo
+from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
+from layerfs.registry.hashing import STATE_LENGTH
+from layerfs.registry.maintenance.faults import Fault, FaultKind
+from layerfs.registry.maintenance.look import BATCH, Look
+from layerfs.registry.maintenance.times import STARTED_AT_LIMIT, parse_rfc3339
+from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
+
+_STATE_MAGIC: Final = b"sha\x03"
+_BLOCK: Final = 64
+
+_ABSENT: Final = (PathNotFound, NotRegularFile)
+
+
+async def check_uploads(look: Look, name: str, *, now: datetime, old: timedelta) -> None:
+    """Looks at all uploads of repository `name`; those that began `old` before `now` are faults."""
+    entries = await look.list(RepositoryDirectory(name).uploads)
+    places = [UploadDirectory(name, entry.name) for entry in entries if entry.is_directory]
+    for start in range(0, len(places), BATCH):
+        await _check_batch(look, places[start : start + BATCH], now - old)
+
+
+async def _check_batch(look: Look, places: Sequence[UploadDirectory], before: datetime) -> None:
+    started = await look.driver.get_contents([place.started_at for place in places], limit=STARTED_AT_LIMIT)
+    data = await look.driver.stat_many([place.data for place in places])
+    states = await _read_states(look, places, data)
+    for place, started_at, info, state in zip(places, started, data, states, strict=True):
+        _check_upload(look, place, started_at, info, state, before)
+
+
+async def _read_states(
+    look: Look, places: Sequence[UploadDirectory], data: Sequence[FileInfo | DriverError]
+) -> list[bytes | DriverError]:
+    """The hash states that count: those whose number is the size of the data. The others a registry never loads."""
+    sizes = [info.size if isinstance(info, FileInfo) else 0 for info in data]
+    paths = [place.hash_state(size) for place, size in zip(places, sizes, strict=True)]
+    return await look.driver.get_contents(paths, limit=STATE_LENGTH)
+
+
+def _check_upload(
+    look: Look,
+    place: UploadDirectory,
+    started_at: bytes | DriverError,
+    data: FileInfo | DriverError,
+    state: bytes | DriverError,
+    before: datetime,
+) -> None:
+    fault = Fault(FaultKind.OLD_UPLOAD, place.path, place.name, upload=place.uuid)
+    for found in (started_at, data, state):
+        if isinstance(found, DriverError) and not isinstance(found, (*_ABSENT, ContentTooLarge)):
+            look.unreadable(fault, found)
+            return
+    if isinstance(started_at, _ABSENT):
+        if isinstance(data, FileInfo):
+            look.faults.append(replace(fault, kind=FaultKind.UPLOAD_WITHOUT_STARTEDAT))
+        return
+    time = parse_rfc3339(started_at) if isinstance(started_at, bytes) else None
+    size = data.size if isinstance(data, FileInfo) else 0
+    if time is None:
+        look.faults.append(replace(fault, kind=FaultKind.UPLOAD_WITH_BAD_STARTEDAT))
+    elif not isinstance(state, _ABSENT) and not (isinstance(state, bytes) and is_state(state, size)):
+        look.faults.append(replace(fault, kind=FaultKind.UPLOAD_WITH_BAD_HASHSTATE, detail=f"hashstates/sha256/{size}"))
+    elif time < before:
+        look.faults.append(replace(fault, detail=f"on {time:%Y-%m-%d}"))
+
+
+def is_state(state: bytes, count: int) -> bool:
+    """Whether `state` can be that of a SHA-256 of `count` bytes; which ones they were cannot be seen (`hashing`)."""
+    if len(state) != STATE_LENGTH or not state.startswith(_STATE_MAGIC):
+        return False
+    (counted,) = struct.unpack_from(">Q", state, STATE_LENGTH - 8)
+    return counted == count and not any(state[36 + count % _BLOCK : 36 + _BLOCK])

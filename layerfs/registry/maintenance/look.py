@@ -1,0 +1,122 @@
+"""Looking at storage that may be anything: what cannot be read becomes a fault, and the look goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+import trio
+
+from layerfs.digest import HEX_LENGTHS, Digest
+from layerfs.driver.interface import Entries, StorageDriver
+from layerfs.errors import ContentTooLarge, DriverError, LayerfsError, NotRegularFile, PathNotFound
+from layerfs.registry.links import LINK_LIMIT, read_links
+from layerfs.registry.maintenance.faults import Fault, FaultKind
+
+#: Paths in one request.
+BATCH: Final = 512
+
+_SUFFIX: Final = ".tmp"
+
+
+# Named here because inside `Look` the word `list` is its method.
+Listings: TypeAlias = list[Entries]
+Digests: TypeAlias = list[Digest]
+Links: TypeAlias = list[Digest | None]
+
+
+class Look:
+    """One look at a part of the storage. `faults` is what was found; `jobs` requests are made at a time."""
+
+    def __init__(self, driver: StorageDriver, jobs: int) -> None:
+        self.driver = driver
+        self.faults: list[Fault] = []
+        self._limiter = trio.CapacityLimiter(jobs)
+
+    def unreadable(self, fault: Fault, error: LayerfsError) -> None:
+        """Notes that the place of `fault` cannot be looked at."""
+        self.faults.append(replace(fault, kind=FaultKind.UNREADABLE, detail=str(error)))
+
+    async def list(self, path: str) -> Entries:
+        """What is in a directory, in order; nothing if there is none."""
+        try:
+            entries = await self.driver.list(path)
+        except (PathNotFound, NotRegularFile):
+            return []
+        except DriverError as error:
+            self.unreadable(Fault(FaultKind.UNREADABLE, path), error)
+            return []
+        return sorted(entries, key=lambda entry: entry.name)
+
+    async def list_many(self, paths: Sequence[str]) -> Listings:
+        """`list` of each, in order."""
+        found: Listings = [[] for _ in paths]
+
+        async def look(index: int) -> None:
+            async with self._limiter:
+                found[index] = await self.list(paths[index])
+
+        for start in range(0, len(paths), BATCH):
+            async with trio.open_nursery() as nursery:
+                for index in range(start, min(start + BATCH, len(paths))):
+                    nursery.start_soon(look, index)
+        return found
+
+    async def digests_in(self, directory: str) -> Digests:
+        """The digests that have a directory in `directory`, whatever is in it."""
+        digests: Digests = []
+        for algorithm in HEX_LENGTHS:
+            for entry in await self.list(f"{directory}/{algorithm}"):
+                digest = Digest.parse_or_none(f"{algorithm}:{entry.name}")
+                if digest is not None and entry.is_directory:
+                    digests.append(digest)
+        return digests
+
+    async def read_links(self, places: Sequence[Fault]) -> Links:
+        """What the links at the paths of `places` hold, None where there is none; what is wrong is noted there."""
+        links: Links = []
+        for start in range(0, len(places), BATCH):
+            batch = places[start : start + BATCH]
+            found = await read_links(self.driver, [place.path for place in batch])
+            bad = [place for place, link in zip(batch, found, strict=True) if not isinstance(link, Digest)]
+            links += [link if isinstance(link, Digest) else None for link in found]
+            await self._explain(bad)
+        return links
+
+    async def _explain(self, places: Sequence[Fault]) -> None:
+        """Reads again what was no link, because how it is wrong decides what it is called."""
+        contents = await self.driver.get_contents([place.path for place in places], limit=LINK_LIMIT)
+        for place, content in zip(places, contents, strict=True):
+            if isinstance(content, PathNotFound):
+                continue
+            if isinstance(content, bytes):
+                self._explain_content(place, content)
+            elif isinstance(content, NotRegularFile | ContentTooLarge):
+                self.faults.append(replace(place, kind=FaultKind.BAD_LINK, detail=content.what))
+            else:
+                self.unreadable(place, content)
+
+    def _explain_content(self, place: Fault, content: bytes) -> None:
+        text = content.decode("ascii", "replace")
+        if not content:
+            self.faults.append(replace(place, kind=FaultKind.EMPTY_LINK))
+        elif Digest.parse_or_none(text.rstrip("\r\n")) is None:
+            self.faults.append(replace(place, kind=FaultKind.BAD_LINK, detail=f"{text[:80]!r} is no digest"))
+        elif text.endswith("\n"):
+            self.faults.append(replace(place, kind=FaultKind.LINK_WITH_NEWLINE))
+
+    async def find_temporary(self, places: Sequence[Fault]) -> Listings:
+        """What is in the directories of the links or blobs at `places`; temporary files there are noted.
+
+        Only where directories exist: other backends have no temporary files, and listing costs more there.
+        """
+        if not self.driver.capabilities.directories:
+            return [[] for _ in places]
+        directories = [place.path.rpartition("/")[0] for place in places]
+        listings = await self.list_many(directories)
+        for place, directory, entries in zip(places, directories, listings, strict=True):
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX) and not entry.is_directory:
+                    self.faults.append(replace(place, kind=FaultKind.LEFT_OVER_TMP, path=f"{directory}/{entry.name}"))
+        return listings
