@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from layerfs import config, detach, exits, logs, umount
+from layerfs import cli_reading, config, detach, exits, logs, umount
 from layerfs import mountpoint as mountpoints
 from layerfs.config import MountConfig
 from layerfs.detach import Outcome
@@ -165,3 +165,9 @@ def umount_command(mountpoint: str, lazy: bool) -> int:
     except (mountpoints.UnmountFailed, umount.StillDraining) as error:
         return _fail(ExitCode.FAILED, str(error))
     return ExitCode.OK
+
+
+# --- looking without a mount -------------------------------------------------------------------------------------
+
+for _command in cli_reading.COMMANDS:
+    layerfs.add_command(_command)

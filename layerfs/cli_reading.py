@@ -1,0 +1,498 @@
+"""The commands that look into a storage without mounting it: `ls`, `cat`, `inspect`.
+
+What they print comes from storage, which anybody may have written: every text is escaped before it is shown, and
+only `cat`, `--raw` and `--config` give bytes as they are, to anything but a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import click
+
+from layerfs import logs
+from layerfs.exits import ExitCode
+
+if TYPE_CHECKING:
+    from layerfs.reading import Image, ListedManifest, Part
+    from layerfs.reference import Reference
+    from layerfs.registry import Registry, Repository
+
+log = logging.getLogger(__name__)
+
+_EXIT_CODES: Final = """\b
+Exit codes:
+  0   success
+  1   the arguments or the source cannot be used, or what they name is not there
+  4   internal error: please report it, with the log
+  8   ended by a signal
+  32  the storage is damaged or out of reach, or the output cannot be written
+"""
+
+#: Bytes that are gathered before they are written.
+_BUFFER_SIZE: Final = 64 << 10
+
+_STANDARD_OUTPUT: Final = 1
+
+Fields: TypeAlias = dict[str, Any]
+
+
+class OutputFailed(Exception):
+    """Standard output takes nothing (any more); the message says why."""
+
+
+class Output:
+    """Standard output: lines of text, or bytes."""
+
+    def __init__(self) -> None:
+        if sys.stdout is None:
+            # The descriptor is closed, or something else by now: nothing may be written to it.
+            raise OutputFailed("standard output is closed")
+        self.is_terminal = os.isatty(_STANDARD_OUTPUT)
+        self._buffer = bytearray()
+
+    def line(self, text: str) -> None:
+        """Writes one line, in which nothing can start another or command a terminal."""
+        self._buffer += logs.one_line(text).encode("utf-8", "backslashreplace") + b"\n"
+        if len(self._buffer) > _BUFFER_SIZE:
+            self.flush()
+
+    def json(self, fields: Fields, *, indent: int | None = None) -> None:
+        """Writes an object, on one line unless it is indented. ASCII only, so there is nothing to escape."""
+        self._buffer += json.dumps(fields, indent=indent).replace("\x7f", "\\u007f").encode() + b"\n"
+        if len(self._buffer) > _BUFFER_SIZE:
+            self.flush()
+
+    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Writes columns under their heads; numbers to the right."""
+        table = [list(heads), *([logs.one_line(cell) for cell in row] for row in rows)]
+        widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
+        numbers = [
+            all(row[column].isdigit() or row[column] == "-" for row in table[1:]) for column in range(len(heads))
+        ]
+        for row in table:
+            cells = (
+                cell.rjust(width) if number else cell.ljust(width)
+                for cell, width, number in zip(row, widths, numbers, strict=True)
+            )
+            self.line("  ".join(cells).rstrip())
+
+    def content(self, content: bytes) -> None:
+        """Writes bytes exactly; to a terminal as text with everything escaped but the ends of lines."""
+        if self.is_terminal:
+            for line in content.decode("utf-8", "backslashreplace").splitlines():
+                self.line(line.replace("\t", "    "))
+            return
+        self.flush()
+        self._write(content)
+
+    def flush(self) -> None:
+        content, self._buffer = self._buffer, bytearray()
+        self._write(content)
+
+    def _write(self, content: bytes | bytearray) -> None:
+        view = memoryview(content)
+        try:
+            while view:
+                view = view[os.write(_STANDARD_OUTPUT, view) :]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputFailed(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.isdigit()
+
+
+# --- running -----------------------------------------------------------------------------------------------------
+
+
+def _run(source: str, work: Callable[[Registry, Output], Awaitable[None]]) -> int:
+    """Opens the registry in `source`, works, and returns the exit code, with the reason said if it is not 0."""
+    if not source:
+        raise click.UsageError("SOURCE must not be empty")
+    logs.configure(level="warning", log_format="text", log_file=None, detached=False)
+    import trio
+
+    from layerfs.source import open_registry
+
+    async def run() -> None:
+        output = Output()
+        async with open_registry(source, verb="read") as registry:
+            try:
+                await work(registry, output)
+            finally:
+                output.flush()
+
+    try:
+        trio.run(run)
+    except BaseException as error:  # noqa: BLE001 - all of it ends in an exit code
+        return _failed(error)
+    return ExitCode.OK
+
+
+def _failed(error: BaseException) -> int:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, BrokenPipeError):
+        _end_as_by_pipe()
+    exit_code = _exit_code(error)
+    message = str(error)
+    if exit_code is ExitCode.INTERRUPTED:
+        message = "interrupted"
+    elif exit_code is ExitCode.BUG:
+        log.critical("an error that should not happen", exc_info=error)
+        message = f"internal error, please report it with the log: {type(error).__name__}: {error}"
+    click.echo(logs.one_line(f"layerfs: {message}"), err=True)
+    return exit_code
+
+
+def _exit_code(error: BaseException) -> ExitCode:
+    from layerfs.errors import AccessDenied, InvalidName, LayerfsError
+    from layerfs.reading import NotForTerminals, NotThere
+    from layerfs.source import SourceUnusable
+
+    match error:
+        case KeyboardInterrupt():
+            return ExitCode.INTERRUPTED
+        case SourceUnusable():
+            return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
+        case NotForTerminals() | NotThere() | InvalidName() | AccessDenied():
+            return ExitCode.USAGE
+        case LayerfsError() | OutputFailed():
+            return ExitCode.FAILED
+        case _:
+            return ExitCode.BUG
+
+
+def _end_as_by_pipe() -> None:
+    """Ends the process as every Unix tool ends whose reader has gone: by SIGPIPE, without a word.
+
+    Python ignores that signal, and has to while storage is being talked to: its sockets can break as well.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGPIPE)
+
+
+def _reference(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Reference | None:
+    from layerfs.reference import InvalidReference, Reference
+
+    if text is None:
+        return None
+    try:
+        return Reference.parse(text)
+    except InvalidReference as error:
+        raise click.UsageError(str(error)) from None
+
+
+_SOURCE = click.argument("source", metavar="SOURCE")
+_IMAGE = click.argument("reference", metavar="REPO:TAG|REPO@DIGEST", callback=_reference)
+_FORMAT = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="A table for people, or one JSON object a line [default: table].",
+)
+
+
+# --- ls ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _ListOptions:
+    as_json: bool
+    long: bool
+    everything: bool
+    layers: bool
+    uploads: bool
+
+
+@click.command("ls", epilog=_EXIT_CODES)
+@_SOURCE
+@click.argument("reference", metavar="[REPO[:TAG|@DIGEST]]", required=False, callback=_reference)
+@click.option("-l", "--long", is_flag=True, help="Of repositories: how many tags, layers and uploads each has.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Of a repository: manifests without a tag as well.")
+@click.option("--layers", is_flag=True, help="Of a repository: its layers.")
+@click.option("--uploads", is_flag=True, help="Of a repository: its unfinished uploads.")
+@_FORMAT
+def ls_command(source: str, reference: Reference | None, output_format: str, **given: bool) -> int:
+    """Lists the repositories in SOURCE, what a repository has, or what a manifest refers to.
+
+    SOURCE is what `layerfs mount` takes. Nothing is mounted, and nothing is changed.
+    """
+    options = _ListOptions(as_json=output_format == "json", **given)
+    _check_list_options(reference, options)
+
+    async def work(registry: Registry, output: Output) -> None:
+        from layerfs import reading
+
+        if reference is None:
+            await _list_repositories(registry, output, options)
+            return
+        repository = await reading.find_repository(registry, reference.repository)
+        if not reference.is_repository:
+            await _list_parts(repository, reference, output, options)
+        elif options.layers:
+            await _list_layers(repository, output, options)
+        elif options.uploads:
+            await _list_uploads(repository, output, options)
+        else:
+            _show_manifests(await reading.list_manifests(repository, untagged=options.everything), output, options)
+
+    return _run(source, work)
+
+
+def _check_list_options(reference: Reference | None, options: _ListOptions) -> None:
+    if options.long and reference is not None:
+        raise click.UsageError("--long is for a list of repositories")
+    kinds = [options.everything, options.layers, options.uploads]
+    if any(kinds) and (reference is None or not reference.is_repository):
+        raise click.UsageError("--all, --layers and --uploads are for a repository")
+    if sum(kinds) > 1:
+        raise click.UsageError("use one of --all, --layers and --uploads")
+
+
+async def _list_repositories(registry: Registry, output: Output, options: _ListOptions) -> None:
+    from layerfs import reading
+
+    rows = []
+    async for name in registry.catalog():
+        if not options.long:
+            output.json({"repository": name}) if options.as_json else output.line(name)
+            continue
+        found = await reading.summarize(registry, name)
+        if options.as_json:
+            numbers = {"tags": found.tags, "layers": found.layers, "uploads": found.uploads}
+            output.json({"repository": name} | numbers)
+        else:
+            rows.append((name, str(found.tags), str(found.layers), str(found.uploads)))
+    if options.long and not options.as_json:
+        output.table(("REPOSITORY", "TAGS", "LAYERS", "UPLOADS"), rows)
+
+
+def _show_manifests(manifests: Sequence[ListedManifest], output: Output, options: _ListOptions) -> None:
+    if options.as_json:
+        for each in manifests:
+            output.json(_manifest_fields(each))
+        return
+    rows = []
+    for each in manifests:
+        found = each.descriptor
+        kind, size = (found.media_type, str(found.size)) if found else ("missing", "-")
+        rows.append((each.tag or "-", str(each.digest), size, kind))
+    output.table(("TAG", "DIGEST", "SIZE", "MEDIA TYPE"), rows)
+
+
+def _manifest_fields(listed: ListedManifest) -> Fields:
+    found = listed.descriptor
+    return {
+        "tag": listed.tag,
+        "digest": str(listed.digest),
+        "mediaType": found.media_type if found else None,
+        "size": found.size if found else None,
+    }
+
+
+async def _list_layers(repository: Repository, output: Output, options: _ListOptions) -> None:
+    layers = await repository.layers.list()
+    if options.as_json:
+        for layer in layers:
+            output.json({"digest": str(layer.digest), "size": layer.blob.size})
+        return
+    output.table(("DIGEST", "SIZE"), [(str(layer.digest), str(layer.blob.size)) for layer in layers])
+
+
+async def _list_uploads(repository: Repository, output: Output, options: _ListOptions) -> None:
+    rows = []
+    for upload in await repository.layers.uploads():
+        started_at = upload.started_at.strftime("%Y-%m-%dT%H:%M:%SZ") if upload.started_at else None
+        if options.as_json:
+            fields = {"name": upload.file_name, "uuid": upload.uuid, "size": upload.size, "startedAt": started_at}
+            output.json(fields)
+        rows.append((upload.file_name, upload.uuid, str(upload.size), started_at or "-"))
+    if not options.as_json:
+        output.table(("NAME", "UUID", "SIZE", "STARTED"), rows)
+
+
+async def _list_parts(repository: Repository, reference: Reference, output: Output, options: _ListOptions) -> None:
+    from layerfs import reading
+
+    manifest = await reading.find_manifest(repository, await reading.find_digest(repository, reference))
+    parts = await reading.list_parts(repository, manifest)
+    if options.as_json:
+        for part in parts:
+            output.json({"kind": part.kind} | _part_fields(part))
+        return
+    _show_parts(parts, output)
+
+
+def _show_parts(parts: Sequence[Part], output: Output) -> None:
+    heads = ["KIND", "DIGEST", "SIZE", "STORED", "PLATFORM", "MEDIA TYPE"]
+    rows = [
+        [part.kind, str(part.digest), _number(part.size), _stored(part), part.platform or "-", part.media_type or "-"]
+        for part in parts
+    ]
+    if not any(part.platform for part in parts):
+        for row in (heads, *rows):
+            del row[4]
+    output.table(heads, rows)
+
+
+def _stored(part: Part) -> str:
+    if part.stored_size is None:
+        return "missing"
+    return "yes" if part.size in (None, part.stored_size) else f"{part.stored_size} bytes"
+
+
+def _number(size: int | None) -> str:
+    return "-" if size is None else str(size)
+
+
+def _part_fields(part: Part) -> Fields:
+    fields: Fields = {
+        "digest": str(part.digest),
+        "mediaType": part.media_type or None,
+        "size": part.size,
+        "stored": part.stored_size is not None,
+        "storedSize": part.stored_size,
+    }
+    return fields | ({"platform": part.platform} if part.kind == "manifest" else {})
+
+
+# --- cat ---------------------------------------------------------------------------------------------------------
+
+
+@click.command("cat", epilog=_EXIT_CODES)
+@_SOURCE
+@_IMAGE
+def cat_command(source: str, reference: Reference) -> int:
+    """Writes a manifest or a layer to standard output, exactly as it is stored.
+
+    The bytes are compared with their digest while they are written. If they do not match, that is known only when all
+    of them are out: then the exit code is 32, and whatever was made of them should be thrown away.
+    """
+
+    async def work(registry: Registry, output: Output) -> None:
+        from layerfs import reading
+
+        repository = await reading.find_repository(registry, reference.repository)
+        digest = await reading.find_digest(repository, reference)
+        if output.is_terminal and await reading.is_layer(repository, digest):
+            raise reading.NotForTerminals("a layer is not for a terminal: send it to a file or another command")
+        await _copy(repository, digest, output)
+
+    return _run(source, work)
+
+
+async def _copy(repository: Repository, digest: Any, output: Output) -> None:
+    from contextlib import aclosing
+
+    from layerfs import reading
+
+    try:
+        async with aclosing(reading.stream(repository, digest)) as chunks:
+            async for chunk in chunks:
+                output.content(chunk)
+    except reading.ContentDamaged as error:
+        raise reading.WrittenDamaged(f"{error}; they were written to standard output: do not use them") from error
+
+
+# --- inspect -----------------------------------------------------------------------------------------------------
+
+
+@click.command("inspect", epilog=_EXIT_CODES)
+@_SOURCE
+@_IMAGE
+@click.option("--raw", is_flag=True, help="The manifest itself, exactly as it is stored.")
+@click.option("--config", is_flag=True, help="The configuration of the image, exactly as it is stored.")
+@_FORMAT
+def inspect_command(source: str, reference: Reference, raw: bool, config: bool, output_format: str) -> int:
+    """Shows what a manifest, and the configuration of its image, say."""
+    if raw and config:
+        raise click.UsageError("use one of --raw and --config")
+
+    async def work(registry: Registry, output: Output) -> None:
+        from layerfs import reading
+
+        repository = await reading.find_repository(registry, reference.repository)
+        digest = await reading.find_digest(repository, reference)
+        if raw or config:
+            manifest = await reading.find_manifest(repository, digest)
+            output.content(await reading.read_config(repository, manifest) if config else manifest.content)
+            return
+        image = await reading.describe(repository, digest)
+        if output_format == "json":
+            output.json(_image_fields(image), indent=2)
+        else:
+            _show_image(image, output)
+
+    return _run(source, work)
+
+
+def _image_fields(image: Image) -> Fields:
+    manifest = image.manifest
+    fields: Fields = {
+        "name": image.repository,
+        "digest": str(manifest.digest),
+        "mediaType": manifest.media_type,
+        "size": manifest.size,
+        "tags": list(image.tags),
+        "totalSize": image.total_size,
+    }
+    if image.is_index:
+        return fields | {"manifests": [_part_fields(part) for part in image.parts]}
+    return fields | {
+        "platform": image.platform,
+        "created": image.created,
+        "entrypoint": list(image.entrypoint),
+        "cmd": list(image.command),
+        "env": list(image.environment),
+        "labels": image.labels,
+        "config": next((_part_fields(part) for part in image.parts if part.kind == "config"), None),
+        "layers": [_part_fields(part) for part in image.parts if part.kind == "layer"],
+    }
+
+
+def _show_image(image: Image, output: Output) -> None:
+    manifest = image.manifest
+    facts = [
+        ("Name", image.repository),
+        ("Digest", str(manifest.digest)),
+        ("Media type", manifest.media_type),
+        ("Tags", ", ".join(image.tags) or "-"),
+        ("Platform", image.platform),
+        ("Created", image.created),
+        ("Entrypoint", _words(image.entrypoint)),
+        ("Command", _words(image.command)),
+        *(("Environment", each) for each in image.environment),
+        *(("Label", f"{name}={text}") for name, text in image.labels.items()),
+        ("Total size", _size(image.total_size)),
+    ]
+    for name, text in facts:
+        if text:
+            output.line(f"{name + ':':<13}{text}")
+    output.line("")
+    _show_parts(image.parts, output)
+
+
+def _words(arguments: Sequence[str]) -> str:
+    return json.dumps(list(arguments), ensure_ascii=False) if arguments else ""
+
+
+def _size(size: int) -> str:
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= unit:
+            return f"{size} bytes ({size / unit:.1f} {name})"
+    return f"{size} bytes"
+
+
+COMMANDS: Final = (ls_command, cat_command, inspect_command)
