@@ -47,13 +47,14 @@ class Response(NamedTuple):
 class DockerRegistry:
     """A registry on 127.0.0.1 with the storage at `root`, without a descriptor cache: it says what is stored."""
 
-    def __init__(self, root: Path, directory: Path, *, user: int | None = None) -> None:
+    def __init__(self, root: Path, directory: Path, *, user: int | None = None, more: str = "") -> None:
+        """`more` is added to its configuration."""
         self.root = root
         self.user = user
         self.port = free_port()
         directory.mkdir(parents=True, exist_ok=True)
         self.config = directory / "config.yml"
-        self.config.write_text(_CONFIG.format(root=root, port=self.port, key=SIGNING_KEY))
+        self.config.write_text(_CONFIG.format(root=root, port=self.port, key=SIGNING_KEY) + more)
         self.log_path = directory / "registry.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -165,6 +166,19 @@ class DockerRegistry:
         """Whether HEAD and GET give exactly these bytes."""
         head, get = self.head(name, digest), self.get(name, digest)
         return (head.status, get.status, head.headers["content-length"], get.body) == (200, 200, str(len(data)), data)
+
+    # --- manifests -------------------------------------------------------------------------------------------
+
+    def put_manifest(self, name: str, reference: str, content: bytes, media_type: str) -> Response:
+        """Puts a manifest by tag or digest; the answer may be a refusal."""
+        return self.request("PUT", f"/v2/{name}/manifests/{reference}", content, Content_Type=media_type)
+
+    def get_manifest(self, name: str, reference: str, media_type: str) -> Response:
+        """A manifest by tag or digest, if it is of that media type."""
+        return self.request("GET", f"/v2/{name}/manifests/{reference}", Accept=media_type)
+
+    def delete_manifest(self, name: str, digest: str) -> Response:
+        return self.request("DELETE", f"/v2/{name}/manifests/{digest}")
 
     # --- maintenance -----------------------------------------------------------------------------------------
 
