@@ -65,6 +65,9 @@ _SMALL: Final = 64 << 10
 #: Bytes read at a time when content is hashed from storage.
 _READ_SIZE: Final = 4 << 20
 
+#: Bytes of a hole that are hashed when it is made; the hash of an upload with a larger one catches up later.
+_HOLE_HASHED: Final = 64 << 20
+
 #: Seconds that the last steps of finishing may take once they have begun; they cannot be cancelled.
 _PUBLISH_DEADLINE: Final = 60.0
 
@@ -176,6 +179,10 @@ class LayerUpload:
             return
         async with self._exclusively():
             await self._store_pending()
+            writer = await self._open_writer()
+            if size > writer.size and self._driver.capabilities.random_writes:
+                await self._extend(writer, size)
+                return
             writer = await self._writer_for_random_access(size)
             await self._attempt(writer.truncate(size), refusable=True)
             self.size = writer.size
@@ -333,7 +340,9 @@ class LayerUpload:
     async def _write_out_of_order(self, offset: int, content: bytes) -> None:
         await self._store_pending()
         writer = await self._open_writer()
-        if offset > writer.size and not self._driver.capabilities.random_writes:
+        if offset > writer.size and self._driver.capabilities.random_writes:
+            await self._extend(writer, offset)
+        elif offset > writer.size:
             await self._append_zeros(offset - writer.size)
         if offset == writer.size:
             self._append(content)
@@ -341,6 +350,16 @@ class LayerUpload:
         writer = await self._writer_for_random_access(offset)
         await self._attempt(writer.write_at(offset, content), refusable=True)
         self.size = writer.size + self._pending_size
+
+    async def _extend(self, writer: FileWriter, size: int) -> None:
+        """Makes a hole at the end, as `cp` does for a file with holes; finishing need not read it all for that."""
+        gap = size - writer.size
+        follows = self._hash.count == writer.size
+        self._flushed = False
+        await self._attempt(writer.truncate(size), refusable=True)
+        self.size = writer.size + self._pending_size
+        if follows and gap <= _HOLE_HASHED:
+            await self._update_hash([bytes(min(_READ_SIZE, gap - done)) for done in range(0, gap, _READ_SIZE)])
 
     async def _append_zeros(self, count: int) -> None:
         while count:
@@ -525,7 +544,7 @@ class LayerUpload:
                     await write_link(self._driver, self._directory.committing, canonical)
                 await sealed.publish(BlobData(canonical).path)
 
-            await self._publish(publish, canonical, digest)
+            await self._publish(publish, canonical, digest, sealed.size)
         return canonical
 
     async def _finish_again(self, digest: Digest, size: int | None) -> Digest:
@@ -537,10 +556,12 @@ class LayerUpload:
         canonical = await self._canonical_of(digest)
         try:
             stored = await self._store.blobs.open(canonical)
+            stored_size = stored.size
         except BlobUnknown:
             if canonical != EMPTY:
                 raise LayerInvalidDigest(digest, EMPTY, 0) from None
             _check_size(size, 0)
+            stored_size = 0
         else:
             try:
                 await self._verify_stored(stored, canonical, digest, size)
@@ -551,7 +572,7 @@ class LayerUpload:
             if canonical == EMPTY:
                 await self._driver.put_content(BlobData(EMPTY).path, b"")
 
-        await self._publish(publish, canonical, digest)
+        await self._publish(publish, canonical, digest, stored_size)
         return canonical
 
     async def _finish_at_last(self, digest: Digest) -> Digest:
@@ -631,7 +652,9 @@ class LayerUpload:
                 return state
         return new_hash()
 
-    async def _publish(self, publish: Callable[[], Awaitable[None]], canonical: Digest, digest: Digest) -> None:
+    async def _publish(
+        self, publish: Callable[[], Awaitable[None]], canonical: Digest, digest: Digest, size: int
+    ) -> None:
         """The last steps, in this order, each of which can be repeated. Not cancellable, but bounded."""
         with trio.move_on_after(_PUBLISH_DEADLINE, shield=True) as scope:
             await publish()
@@ -643,6 +666,8 @@ class LayerUpload:
             raise BackendFailure(
                 self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"
             )
+        # Not by an alias: registries learn that only when they are asked for it.
+        await self._store.blobs.learn(canonical, size, repository=self.name)
 
 
 def _check_size(expected: int | None, actual: int) -> None:

@@ -326,6 +326,29 @@ class AppendOnly(FaultyDriver):
         self.capabilities = Capabilities(directories=True, append=True, random_writes=False)
 
 
+async def test_a_hole_is_not_read_to_finish(layers: LayerService) -> None:
+    """What `cp` makes of a file with holes, in the middle and at the end, keeps the running hash."""
+    upload = await layers.upload()
+    await upload.write(b"begin")
+    await upload.write_at(5 + 70_001, b"middle")
+    await upload.truncate(5 + 70_001 + 6 + 9_000_000)
+    assert upload.hash_lag == 0
+    content = b"begin" + bytes(70_001) + b"middle" + bytes(9_000_000)
+    assert await upload.finish(Digest.of(content), len(content)) == Digest.of(content)
+    async with await layers.fetch(Digest.of(content)) as layer:
+        assert await layer.read() == content
+
+
+async def test_a_hole_too_large_to_be_hashed_at_once(layers: LayerService) -> None:
+    """It is read when the upload is finished; what follows it counts all the same."""
+    upload = await layers.upload()
+    hole = (64 << 20) + 1
+    await upload.write_at(hole, b"end")
+    assert upload.hash_lag == hole + 3
+    content = bytes(hole) + b"end"
+    assert await upload.finish(Digest.of(content)) == Digest.of(content)
+
+
 async def test_a_storage_that_can_only_append(registry: Registry) -> None:
     """An earlier offset is refused before a byte has changed; a gap is filled; the upload goes on."""
     from harness.faulty_driver import Disk
