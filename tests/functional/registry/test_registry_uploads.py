@@ -344,7 +344,7 @@ async def test_a_hole_too_large_to_be_hashed_at_once(layers: LayerService) -> No
     upload = await layers.upload()
     hole = (64 << 20) + 1
     await upload.write_at(hole, b"end")
-    assert upload.hash_lag == hole + 3
+    assert upload.hash_lag == hole
     content = bytes(hole) + b"end"
     assert await upload.finish(Digest.of(content)) == Digest.of(content)
 
