@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from layerfs import cli_reading, config, detach, exits, logs, umount
+from layerfs import cli_maintenance, cli_reading, config, detach, exits, logs, umount
 from layerfs import mountpoint as mountpoints
 from layerfs.config import MountConfig
 from layerfs.detach import Outcome
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "layerfs"
-        exit_code = _fail(ExitCode.USAGE, f"{error.format_message().rstrip('.')} (see '{command} --help')")
+        usage = getattr(context.command, "usage_exit_code", ExitCode.USAGE) if context else ExitCode.USAGE
+        exit_code = _fail(usage, f"{error.format_message().rstrip('.')} (see '{command} --help')")
     except (click.Abort, KeyboardInterrupt):
         exit_code = _fail(ExitCode.INTERRUPTED, "interrupted")
     sys.exit(exit_code)
@@ -65,6 +66,13 @@ def _parse_mount_options(_context: click.Context, _parameter: click.Parameter, t
         raise click.UsageError(str(error)) from None
 
 
+def _from_environment() -> dict[str, Any]:
+    try:
+        return config.cache_from_environment()
+    except config.InvalidOption as error:
+        raise click.UsageError(f"{config.CACHE_VARIABLE}: {error}") from None
+
+
 def _value(name: str, metavar: str, explanation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(name, metavar=metavar, callback=_parse, help=explanation)
 
@@ -86,6 +94,12 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
     "--trust-hash-states",
     explanation="Believe the hash states of uploads that others began, instead of reading the uploads again. A wrong "
     "state leads to a blob that does not match its digest.",
+)
+@_value(
+    "--cache",
+    "CACHE",
+    "Where to remember what blobs there are: none, memory, or redis://HOST:PORT/DATABASE, to be shared with a registry "
+    f"[default: {config.CACHE_VARIABLE} of the environment, else none].",
 )
 @_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
 @_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")
@@ -113,7 +127,7 @@ def mount(daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: A
     path or as a URL such as s3://bucket/prefix. The mount is served until MOUNTPOINT is unmounted or a signal (Ctrl-C,
     SIGTERM) ends it; both let the requests and uploads that are under way finish.
     """
-    fields = mount_options | {name: value for name, value in given.items() if value is not None}
+    fields = _from_environment() | mount_options | {name: value for name, value in given.items() if value is not None}
     if verbose:
         fields["log_level"] = "debug"
     settings = MountConfig(**fields)
@@ -167,7 +181,7 @@ def umount_command(mountpoint: str, lazy: bool) -> int:
     return ExitCode.OK
 
 
-# --- looking without a mount -------------------------------------------------------------------------------------
+# --- without a mount: looking, and looking after -------------------------------------------------------------------
 
-for _command in cli_reading.COMMANDS:
+for _command in (*cli_reading.COMMANDS, *cli_maintenance.COMMANDS):
     layerfs.add_command(_command)

@@ -8,7 +8,7 @@ again, `settle` seconds after it was first seen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
@@ -17,6 +17,7 @@ import trio
 
 from layerfs.digest import Digest
 from layerfs.errors import RepositoryUnknown
+from layerfs.names import check_stored_repository_name
 from layerfs.registry.blobs import BlobInfo
 from layerfs.registry.links import read_links
 from layerfs.registry.maintenance.check_blobs import (
@@ -54,7 +55,7 @@ async def check(
     settle: float = SETTLE,
     now: datetime | None = None,
     report: Report = no_report,
-) -> AsyncIterator[Fault]:
+) -> AsyncGenerator[Fault, None]:
     """Every fault, each once: first those of the repositories, in the order of the catalog, then those of the blobs.
 
     Changes nothing. Without `deep` only sizes tell of a blob's bytes: it is empty, or not as large as the manifests say
@@ -62,8 +63,8 @@ async def check(
     they mean, and the images that they have; what nothing leads to is not looked for then. Uploads that began `old`
     ago are faults. `jobs` is how much is done at a time, `report` is told of the progress.
 
-    What cannot be read is a fault of the kind `unreadable`. Raises `RepositoryUnknown` for a name that is none, and
-    `DriverError` if the storage as a whole cannot be looked at.
+    What cannot be read is a fault of the kind `unreadable`. Raises `RepositoryUnknown` or `InvalidRepositoryName` for
+    a name that is none, and `DriverError` if the storage as a whole cannot be looked at.
     """
     walk = _Check(registry, jobs=jobs, old=old, settle=settle, now=now or datetime.now(UTC), report=report)
     await walk.prepare(repositories)
@@ -106,6 +107,7 @@ class _Check:
         # Not by the catalog, for which a registry that cannot be listed is an empty one.
         await self._driver.list(RepositoryDirectory("").path.rpartition("/")[0])
         for name in names:
+            check_stored_repository_name(name)
             if not (await self._registry.list(name)).is_repository:
                 raise RepositoryUnknown(name)
         self._names = list(dict.fromkeys(names)) or [name async for name in self._registry.catalog()]

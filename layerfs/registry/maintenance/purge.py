@@ -12,7 +12,7 @@ two uploads that have the same id in two repositories. Here each is judged by it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -67,7 +67,7 @@ async def purge_uploads(
     dry_run: bool = False,
     now: datetime | None = None,
     on_kept: Callable[[KeptUpload], None] = _ignore,
-) -> AsyncIterator[PurgedUpload]:
+) -> AsyncGenerator[PurgedUpload, None]:
     """Deletes the uploads of all repositories that are older, and gives each after it is gone.
 
     A `dry_run` gives the same ones and changes nothing. `on_kept` is told of those that are old enough but being
