@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -21,6 +22,7 @@ from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import (
     BadHandle,
+    BlobUnknown,
     LayerClosed,
     LayerfsError,
     LayerUploadBusy,
@@ -41,6 +43,8 @@ from layerfs.view.nodes import (
     no_entry,
 )
 from layerfs.view.state import MountState
+
+_log = logging.getLogger(__name__)
 
 #: Bytes that a writer may be ahead of storage before it has to wait.
 _WRITE_BEHIND: Final = 2 * STORE_SIZE
@@ -67,6 +71,8 @@ class LiveUpload:
         self.writer: UploadHandle | None = None
         self.writer_gone = trio.Event()
         self.storing = False
+        #: Set when the finish that is under way is over.
+        self.finishing: trio.Event | None = None
         #: Why the last thing that failed did; shown as `user.layerfs.error`.
         self.error = ""
         #: The canonical digest that it was finished with.
@@ -80,6 +86,7 @@ class LiveUploads:
     def __init__(self, state: MountState) -> None:
         self.state = state
         self._live: OrderedDict[tuple[str, str], LiveUpload] = OrderedDict()
+        self._beginning = 0
 
     def live(self, name: str, uuid: str) -> LiveUpload | None:
         """The live upload, if it is one."""
@@ -130,15 +137,15 @@ class LiveUploads:
 
     async def create(self, name: str, file_name: str, flags: int) -> tuple[Node, Handle]:
         """Begins an upload called `file_name`."""
-        self._check_room()
-        upload = await self.state.service(name).upload(file_name=file_name)
-        return self._began(LiveUpload(upload, file_name), flags)
+        with self._room():
+            upload = await self.state.service(name).upload(file_name=file_name)
+            return self._began(LiveUpload(upload, file_name), flags)
 
     async def create_for(self, name: str, digest: Digest, flags: int) -> tuple[Node, Handle]:
         """Begins an upload that becomes the layer `digest` when it is closed."""
-        self._check_room()
-        upload = await self.state.service(name).upload()
-        return self._began(LiveUpload(upload, upload.uuid, digest), flags)
+        with self._room():
+            upload = await self.state.service(name).upload()
+            return self._began(LiveUpload(upload, upload.uuid, digest), flags)
 
     async def open(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
         """Opens an upload. Raises `LayerUploadBusy` if it is to be written and somebody else is writing it."""
@@ -150,18 +157,17 @@ class LiveUploads:
     async def finish(self, name: str, uuid: str, file_name: str, digest: Digest) -> None:
         """Makes an upload the layer `digest` of its repository; its inode is the layer's when this returns."""
         live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
-        self._check_flushed(live)
-        if not live.upload.is_usable:
-            live.upload = await self.state.service(name).resume(uuid)
         try:
-            live.finished = await live.upload.finish(digest)
-        except LayerfsError as error:
-            live.error = str(error)
-            raise
+            with self._finishing(live):
+                if not live.upload.is_usable:
+                    live.upload = await self.state.service(name).resume(uuid)
+                live.finished = await live.upload.finish(digest)
+        finally:
+            # One that has failed may have got as far as the link.
+            self.state.layer_listings.forget(name)
         live.error = ""
         self.forget(name, uuid)
         self.state.fresh_repositories.discard(name)
-        self.state.layer_listings.forget(name)
         upload = UploadFile(self, name, uuid, file_name, None)
         self.state.became(upload, LayerFile(self.state, name, await self._layer(name, digest, live)))
 
@@ -169,39 +175,50 @@ class LiveUploads:
         """Puts what was uploaded as a manifest, by digest or by tag; then the upload is no more."""
         name, uuid = upload.repository, upload.uuid
         live = self.live(name, uuid) or await self._revive(name, uuid, upload.file_name)
-        self._check_flushed(live)
-        if live.writer is None or not live.upload.is_usable:
-            live.upload = await self.state.service(name).resume(uuid)
-        try:
+        with self._finishing(live):
+            if live.writer is None or not live.upload.is_usable:
+                live.upload = await self.state.service(name).resume(uuid)
             if live.upload.size > MANIFEST_LIMIT:
                 raise ManifestTooLarge(MANIFEST_LIMIT)
             content = await live.upload.read(0, live.upload.size)
             info = await self.state.put_manifest(name, content, digest=digest, tag=tag)
-        except LayerfsError as error:
-            live.error = str(error)
-            raise
         live.finished = info.digest
         await self.cancel(name, uuid)
         self.state.became(upload, ManifestFile(self.state, name, info))
 
-    def _check_flushed(self, live: LiveUpload) -> None:
-        if live.writer is not None and not live.upload.is_flushed:
+    @contextlib.contextmanager
+    def _finishing(self, live: LiveUpload) -> Iterator[None]:
+        """Lets nobody else finish the upload, or open it for writing, in the body."""
+        if live.writer is not None and not (live.upload.is_flushed and live.upload.is_usable):
             reason = f"{live.file_name!r} is open for writing and not all of it is in storage yet"
             raise LayerUploadBusy(live.upload.name, live.upload.uuid, reason)
+        _check_not_finishing(live)
+        live.finishing = trio.Event()
+        try:
+            yield
+        except LayerfsError as error:
+            live.error = str(error)
+            raise
+        finally:
+            live.finishing.set()
+            live.finishing = None
 
     async def _layer(self, name: str, digest: Digest, live: LiveUpload) -> LayerInfo:
-        """What was just published; if it cannot be looked at now, what is known of it anyhow."""
-        try:
+        """What was just published; if it cannot be looked at now, what is known of it anyhow.
+
+        Not cancellable: the upload is finished, and nobody may be told anything else.
+        """
+        with contextlib.suppress(LayerfsError), trio.move_on_after(_CLOSE_DEADLINE, shield=True):
             return await self.state.service(name).stat(digest)
-        except LayerfsError:
-            return LayerInfo(digest, BlobInfo(live.finished or digest, live.upload.size, time.time_ns()))
+        return LayerInfo(digest, BlobInfo(live.finished or digest, live.upload.size, time.time_ns()))
 
     async def cancel(self, name: str, uuid: str) -> None:
         """Deletes an upload, even while it is being written."""
         live = self.live(name, uuid)
-        if live is not None and live.upload.is_usable:
-            await live.upload.cancel()
-        else:
+        try:
+            upload = live.upload if live is not None else await self.state.service(name).resume(uuid)
+            await upload.cancel()
+        except LayerClosed:
             await (await self.state.service(name).resume(uuid)).cancel()
         self.forget(name, uuid)
 
@@ -219,15 +236,23 @@ class LiveUploads:
         self.changed(name)
 
     async def close(self) -> None:
-        """Makes all that was written durable, at the end of the mount."""
-        for live in self.open_uploads():
-            if live.upload.is_usable:
-                await live.upload.close()
+        """Makes all that was written durable, at the end of the mount; what fails for one does not stop the others."""
+        failures = []
+        for live in list(self._live.values()):
+            try:
+                if live.upload.is_usable:
+                    await live.upload.close()
+            except LayerfsError as error:
+                _log.warning("upload %s of %r was not stored completely: %s", live.upload.uuid, live.upload.name, error)
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     async def _open_for_writing(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
-        live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
-        if live.writer is not None:
+        # Again after waiting: it may be finished or cancelled by then.
+        while (live := self.live(name, uuid) or await self._revive(name, uuid, file_name)).writer is not None:
             await self._wait_for_release(live)
+        _check_not_finishing(live)
         self._check_room()
         handle = UploadHandle(self, name, live, flags)
         live.writer, live.writer_gone = handle, trio.Event()
@@ -238,8 +263,10 @@ class LiveUploads:
             if flags & os.O_TRUNC:
                 await live.upload.truncate(0)
         except BaseException:
-            self._live.pop((name, uuid), None)
             self.writer_closed(live)
+            if live.finishing is not None:
+                raise  # that lets go of the file
+            self._live.pop((name, uuid), None)
             with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
                 await live.upload.close()
             raise
@@ -286,8 +313,18 @@ class LiveUploads:
 
     def _check_room(self) -> None:
         limit = self.state.options.max_uploads
-        if len(self.open_uploads()) >= limit:
+        if len(self.open_uploads()) + self._beginning >= limit:
             raise UploadLimit(f"{limit} uploads are being written on this mount, as many as --max-uploads allows")
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Keeps a place for an upload that is about to begin, so that many at once are not too many."""
+        self._check_room()
+        self._beginning += 1
+        try:
+            yield
+        finally:
+            self._beginning -= 1
 
     def _start_hashing(self, live: LiveUpload) -> None:
         # Where random writes are possible storage is near, and reading what was there before costs little.
@@ -349,7 +386,8 @@ class UploadFile(Node):
             await handle.truncate(size)
             await handle.flush()
         finally:
-            await handle.release()
+            with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
+                await handle.release()
 
     def check_ownership_change(self) -> None:
         """Taken and ignored: `cp -a` and `rsync` insist on it, and it means nothing for what will be a blob."""
@@ -378,15 +416,17 @@ class UploadHandle(Handle):
         self._writes = flags & os.O_ACCMODE != os.O_RDONLY
         self._appends = bool(flags & os.O_APPEND)
         self._reader: FileReader | None = None
+        # One read at a time, because it may change readers.
+        self._reading = trio.Lock()
 
     async def read(self, offset: int, length: int) -> bytes:
         live = self._live
-        if live.finished is None and live.writer is not None:
+        if live.finished is None and live.writer is not None and live.finishing is None:
             return await live.upload.read(offset, length)
-        if self._reader is None or self._reader.size < offset + length:
-            self._close_reader()
-            self._reader = await self._open_reader()
-        return await self._reader.read(offset, length) if self._reader is not None else b""
+        async with self._reading:
+            if self._reader is None or self._reader.size < offset + length:
+                await self._renew_reader()
+            return await self._reader.read(offset, length) if self._reader is not None else b""
 
     async def write(self, offset: int, content: bytes) -> int:
         live = self._check_writer()
@@ -436,7 +476,11 @@ class UploadHandle(Handle):
         if live.finished is not None:
             return
         if live.expected is not None:
-            await self._view.cancel(self._repository, live.upload.uuid)
+            try:
+                await self._view.cancel(self._repository, live.upload.uuid)
+            finally:
+                # If it could not be deleted it is an upload like any other.
+                self._view.forget(self._repository, live.upload.uuid)
         elif live.upload.is_usable:
             # Finished or cancelled at this moment: then that lets go of the file.
             with contextlib.suppress(LayerClosed, LayerUploadBusy):
@@ -445,21 +489,43 @@ class UploadHandle(Handle):
             await live.upload.close()
 
     async def _flush(self) -> None:
+        upload = self._live.upload
+        if upload.is_usable and upload.is_flushed:
+            return
         try:
-            await self._live.upload.flush()
+            await upload.flush()
         except LayerfsError as error:
             self._live.error = str(error)
             raise
 
+    async def _renew_reader(self) -> None:
+        """Reads from what is in storage now, or from what was open if that was removed."""
+        try:
+            reader = await self._open_reader()
+        except (BlobUnknown, LayerUploadUnknown):
+            if self._reader is None:
+                raise
+            return
+        self._close_reader()
+        self._reader = reader
+
     async def _open_reader(self) -> FileReader | None:
         """The bytes in storage; None for an upload that has not even an empty file yet."""
+        live = self._live
+        if live.finished is None:
+            try:
+                return await live.upload.open_reader()
+            except LayerUploadUnknown:
+                if live.finishing is not None:
+                    # On its way to the blob store.
+                    await live.finishing.wait()
+        return await self._open_ended()
+
+    async def _open_ended(self) -> FileReader | None:
         if self._live.finished is not None:
             return await self._view.state.registry.blobs.open(self._live.finished)
-        try:
-            return await self._live.upload.open_reader()
-        except LayerUploadUnknown:
-            await self._view.stat(self._repository, self._live.upload.uuid)
-            return None
+        await self._view.stat(self._repository, self._live.upload.uuid)
+        return None
 
     def _close_reader(self) -> None:
         if self._reader is not None:
@@ -472,6 +538,11 @@ class UploadHandle(Handle):
         if self._live.finished is not None:
             raise BadHandle(f"{self.path} is finished: it is layer {self._live.finished} now")
         return self._live
+
+
+def _check_not_finishing(live: LiveUpload) -> None:
+    if live.finishing is not None:
+        raise LayerUploadBusy(live.upload.name, live.upload.uuid, "it is being finished")
 
 
 async def _store(live: LiveUpload) -> None:

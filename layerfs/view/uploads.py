@@ -60,7 +60,7 @@ class UploadsDirectory(Directory):
                 f"an upload cannot begin under a digest: copy to another name here and rename it to {name!r}, "
                 f"or copy to {self.repository}/{LAYERS}/{name}"
             )
-        if await self._finds(name):
+        if await self._find(name) is not None:
             raise EntryExists(f"{self.path}/{name} exists")
         return await self._view.create(self.repository, name, flags)
 
@@ -85,7 +85,7 @@ class UploadsDirectory(Directory):
         elif digest is not None:
             await self._view.finish(self.repository, upload.uuid, upload.file_name, digest)
         else:
-            await self._make_way(new_name, replace=replace)
+            await self._make_way(upload, new_name, replace=replace)
             await self._view.rename(self.repository, upload.uuid, new_name)
 
     def _check_target(self, target: Directory, new_name: str) -> None:
@@ -100,17 +100,17 @@ class UploadsDirectory(Directory):
                 f"{TAGS} of this repository, not into {target.path or '/'}"
             )
 
-    async def _make_way(self, name: str, *, replace: bool) -> None:
+    async def _make_way(self, upload: UploadFile, name: str, *, replace: bool) -> None:
         check_upload_name(name)
-        if not await self._finds(name):
+        found = await self._find(name)
+        if found is None or found.uuid == upload.uuid:
             return
         if not replace:
             raise EntryExists(f"{self.path}/{name} exists")
-        await self.remove(name)
+        await self._view.cancel(self.repository, found.uuid)
 
-    async def _finds(self, name: str) -> bool:
+    async def _find(self, name: str) -> UploadFile | None:
         try:
-            await self._view.find(self.repository, name)
+            return await self._view.find(self.repository, name)
         except (NoSuchEntry, LayerUploadUnknown):
-            return False
-        return True
+            return None
