@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from layerfs.errors import BadHandle, HandleLimit
@@ -25,15 +26,25 @@ class HandleTable(Generic[_Open]):
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._open: dict[HandleId, _Open] = {}
+        self._opening = 0
         self._next = 1
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def check_room(self) -> None:
-        """Raises `HandleLimit` when there are as many as there may be; ask before opening anything."""
-        if len(self._open) >= self._limit:
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Keeps a place while something is being opened, so that many at once are not too many.
+
+        Raises `HandleLimit` when there are as many as there may be.
+        """
+        if len(self._open) + self._opening >= self._limit:
             raise HandleLimit(f"{self._limit} files are open on this mount, as many as --max-handles allows")
+        self._opening += 1
+        try:
+            yield
+        finally:
+            self._opening -= 1
 
     def add(self, opened: _Open) -> HandleId:
         """A number for something that was just opened."""

@@ -184,16 +184,16 @@ class Tree:
 
     async def create(self, parent: Ino, name: bytes, flags: int) -> tuple[Ino, Attributes, HandleId, Handle]:
         """Makes a file and opens it."""
-        self._handles.check_room()
-        node, handle = await self._directory(parent).create(_decode(name, InvalidArgument), flags)
-        ino, attributes = self._tell(node, await node.attributes())
-        return ino, attributes, self._handles.add(handle), handle
+        with self._handles.room():
+            node, handle = await self._directory(parent).create(_decode(name, InvalidArgument), flags)
+            ino, attributes = self._tell(node, await node.attributes())
+            return ino, attributes, self._handles.add(handle), handle
 
     async def open(self, ino: Ino, flags: int) -> tuple[HandleId, Handle]:
         """Opens a file."""
-        self._handles.check_room()
-        handle = await self._inodes.node(ino).open(flags)
-        return self._handles.add(handle), handle
+        with self._handles.room():
+            handle = await self._inodes.node(ino).open(flags)
+            return self._handles.add(handle), handle
 
     def handle(self, handle: HandleId) -> Handle:
         """An open file. Raises `BadHandle`."""
@@ -205,9 +205,9 @@ class Tree:
 
     async def open_directory(self, ino: Ino) -> HandleId:
         """Opens a directory: lists it once."""
-        self._directories.check_room()
-        directory = self._directory(ino)
-        return self._directories.add(DirectorySnapshot(directory.path, await directory.entries()))
+        with self._directories.room():
+            directory = self._directory(ino)
+            return self._directories.add(DirectorySnapshot(directory.path, await directory.entries()))
 
     def directory(self, handle: HandleId) -> DirectorySnapshot:
         """An open directory. Raises `BadHandle`."""
