@@ -80,13 +80,11 @@ class InodeTable:
     def rebind(self, old: Node, new: Node) -> None:
         """The file `old` has become `new` (an upload, a layer): its number stays, because the kernel goes on using it.
 
-        If `new` has a number of its own already that one stays the one for lookups; both lead to `new`.
+        But it is not the number for lookups: that of a blob is made from its digest, whoever has uploaded it.
         """
         ino = self._inos.pop(old.key, None)
-        if ino is None:
-            return
-        self._inodes[ino].node = new
-        self._inos.setdefault(new.key, ino)
+        if ino is not None:
+            self._inodes[ino].node = new
 
     def _remove(self, ino: Ino, inode: _Inode) -> None:
         del self._inodes[ino]
