@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -63,6 +64,9 @@ class ExpiringListings(Generic[_Value]):
     def __init__(self, ttl: float) -> None:
         self._ttl = ttl
         self._kept: OrderedDict[str, tuple[float, Sequence[_Value]]] = OrderedDict()
+        # When a name was forgotten; and until when any name may have been that is not among these.
+        self._forgotten: OrderedDict[str, float] = OrderedDict()
+        self._forgotten_before = -math.inf
 
     def get(self, name: str) -> Sequence[_Value] | None:
         """The listing, if it is fresh."""
@@ -72,7 +76,12 @@ class ExpiringListings(Generic[_Value]):
         return kept[1]
 
     def put(self, name: str, began_at: float, listing: Sequence[_Value]) -> None:
-        """Keeps a listing that was begun at `began_at` (monotonic): changes since then may be missing from it."""
+        """Keeps a listing that was begun at `began_at` (monotonic): changes since then may be missing from it.
+
+        If one of them is our own, it is not kept.
+        """
+        if began_at <= self._forgotten.get(name, self._forgotten_before):
+            return
         self._kept[name] = (began_at + self._ttl, listing)
         self._kept.move_to_end(name)
         while len(self._kept) > 1 and (len(self._kept) > _LISTINGS_KEPT or self._entries() > _LISTED_ENTRIES_KEPT):
@@ -81,6 +90,10 @@ class ExpiringListings(Generic[_Value]):
     def forget(self, name: str) -> None:
         """After a change of our own, which must be seen at once."""
         self._kept.pop(name, None)
+        self._forgotten[name] = time.monotonic()
+        self._forgotten.move_to_end(name)
+        if len(self._forgotten) > _LISTINGS_KEPT:
+            self._forgotten_before = self._forgotten.popitem(last=False)[1]
 
     def _entries(self) -> int:
         return sum(len(listing) for _, listing in self._kept.values())
