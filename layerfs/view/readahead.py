@@ -53,6 +53,7 @@ class _Block:
         self.done = trio.Event()
         self.content = b""
         self.error: LayerfsError | None = None
+        self.dropped = False
 
 
 class ReadAhead:
@@ -91,8 +92,12 @@ class ReadAhead:
 
     def _drop(self, numbers: list[int]) -> None:
         for number in numbers:
-            if self._blocks.pop(number, None) is not None:
-                self._budget.give_back()
+            block = self._blocks.pop(number, None)
+            if block is not None:
+                block.dropped = True
+                # One that is still on its way takes up memory until it has come.
+                if block.done.is_set():
+                    self._budget.give_back()
 
     def _notice(self, offset: int, length: int) -> None:
         if abs(offset - self._expected) <= _SLACK:
@@ -113,11 +118,15 @@ class ReadAhead:
 
     async def _fetch(self, number: int, block: _Block) -> None:
         try:
+            if block.dropped:
+                return
             block.content = await self._reader.read(number * BLOCK, min(BLOCK, self._reader.size - number * BLOCK))
         except LayerfsError as error:
             block.error = error
         finally:
             block.done.set()
+            if block.dropped:
+                self._budget.give_back()
 
     async def _piece(self, offset: int, length: int) -> bytes:
         number, start = divmod(offset, BLOCK)
