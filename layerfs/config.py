@@ -39,6 +39,8 @@ class MountConfig:
     create: bool = False
     #: Hash states that others stored are believed, so that what they began is finished without reading it again.
     trust_hash_states: bool = False
+    #: Where it is remembered what blobs there are: `none`, `memory`, or the URL of a Redis, which may be secret.
+    cache: str = field(default="none", repr=False)
     #: Owner of everything in the mount.
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
@@ -56,6 +58,10 @@ class MountConfig:
     log_format: str = "text"
     log_file: str | None = None
 
+
+#: Where the cache can be named without everybody who lists processes reading it.
+CACHE_VARIABLE: Final = "LAYERFS_CACHE"
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
@@ -94,6 +100,31 @@ def parse_mount_options(text: str) -> dict[str, Any]:
 def parse_value(name: str, text: str) -> Any:
     """The value of the `MountConfig` field `name` that `text` stands for; raises `InvalidOption`."""
     return _VALUES[name](text)
+
+
+def parse_cache(text: str, *, is_public: bool) -> str:
+    """The cache that `text` names; raises `InvalidOption`, without the text if there may be a password in it.
+
+    `is_public` text stood on a command line or in a table of mounts, where a password must not be.
+    """
+    if text in ("none", "memory"):
+        return text
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in _REDIS_SCHEMES:
+        shown = repr(text) if is_public and not {"@", "?"} & {*text} else "value"
+        raise InvalidOption(f"invalid cache {shown}: expected none, memory or redis://HOST:PORT/DATABASE")
+    if is_public and ("@" in rest or "?" in rest):
+        raise InvalidOption(
+            "invalid cache: a URL with a password or parameters on the command line can be read by everybody; "
+            f"put it into the environment variable {CACHE_VARIABLE}"
+        )
+    return text
+
+
+def cache_from_environment() -> dict[str, Any]:
+    """The field `cache` if the environment has it; raises `InvalidOption`."""
+    text = os.environ.get(CACHE_VARIABLE, "")
+    return {"cache": parse_cache(text, is_public=False)} if text else {}
 
 
 def _parse_word(word: str) -> dict[str, Any]:
@@ -166,6 +197,7 @@ def _parse_path(text: str) -> str:
 
 
 _VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
+    "cache": partial(parse_cache, is_public=True),
     "uid": partial(_parse_owner, "uid", lambda name: pwd.getpwnam(name).pw_uid),
     "gid": partial(_parse_owner, "gid", lambda name: grp.getgrnam(name).gr_gid),
     "umask": _parse_umask,

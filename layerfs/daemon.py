@@ -29,6 +29,7 @@ from layerfs.errors import (
 from layerfs.exits import ExitCode
 from layerfs.fuse.session import Session, SessionOptions
 from layerfs.registry import Registry
+from layerfs.registry.cache import CacheUnusable
 from layerfs.source import USER_ERRORS, SourceUnusable, display_name, local_path, open_registry
 from layerfs.view.tree import Tree, TreeOptions
 
@@ -127,6 +128,8 @@ class _Daemon:
                 may_create=True,
                 create=config.create,
                 trust_hash_states=config.trust_hash_states,
+                cache=config.cache,
+                metadata_ttl=config.metadata_ttl,
             ) as registry:
                 await self._mount(registry, nursery)
             nursery.cancel_scope.cancel()
@@ -319,4 +322,5 @@ def _exit_code(cause: BaseException) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(cause, SourceUnusable):
         return ExitCode.USAGE if cause.is_user_error else ExitCode.FAILED
-    return ExitCode.USAGE if isinstance(cause, (*USER_ERRORS, mountpoints.MountpointError)) else ExitCode.FAILED
+    is_usage = isinstance(cause, (*USER_ERRORS, CacheUnusable, mountpoints.MountpointError))
+    return ExitCode.USAGE if is_usage else ExitCode.FAILED

@@ -28,6 +28,7 @@ from layerfs.errors import (
     UnsupportedByDriver,
 )
 from layerfs.registry import Registry
+from layerfs.registry.cache import DescriptorCache, open_cache
 
 #: Seconds for letting go of a storage, whatever it does.
 CLOSE_SECONDS: Final = 5.0
@@ -77,13 +78,23 @@ def display_name(source: str) -> str:
 
 @asynccontextmanager
 async def open_registry(
-    source: str, *, verb: str, may_create: bool = False, create: bool = False, trust_hash_states: bool = False
+    source: str,
+    *,
+    verb: str,
+    may_create: bool = False,
+    create: bool = False,
+    trust_hash_states: bool = False,
+    cache: str = "none",
+    metadata_ttl: float = 0.0,
 ) -> AsyncIterator[Registry]:
     """The registry in `source`, closed at the end.
 
     `verb` is what is to be done with it ("mount"), for messages; with `may_create` they also advise `--create`, which
-    is `create`. Raises `SourceUnusable`.
+    is `create`. `cache` is what `--cache` names; storage on this machine is asked all the same, which costs next to
+    nothing, and other storage after `metadata_ttl` seconds. Raises `SourceUnusable`, `CacheUnusable`.
     """
+    descriptors = open_cache(cache)
+    is_local = local_path(source) is not None
     source = local_path(source) or source
     try:
         driver = await _find_storage(source, verb=verb, create=create)
@@ -94,9 +105,14 @@ async def open_registry(
         advice = _advice(source, error, verb=verb, may_create=may_create)
         raise SourceUnusable(f"cannot {verb} {name!r}: {reason}{advice}") from error
     try:
-        yield Registry(driver, trust_hash_states=trust_hash_states)
+        yield Registry(
+            driver,
+            trust_hash_states=trust_hash_states,
+            cache=descriptors,
+            believe_for=0.0 if is_local else metadata_ttl,
+        )
     finally:
-        await _close(driver)
+        await _close(driver, descriptors)
 
 
 def _advice(source: str, error: LayerfsError, *, verb: str, may_create: bool) -> str:
@@ -155,6 +171,8 @@ async def _open(source: str, *, create: bool) -> StorageDriver:
     return driver
 
 
-async def _close(driver: StorageDriver) -> None:
+async def _close(driver: StorageDriver, cache: DescriptorCache | None = None) -> None:
     with trio.move_on_after(CLOSE_SECONDS, shield=True):
+        if cache is not None:
+            await cache.close()
         await driver.close()

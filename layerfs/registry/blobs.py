@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import trio
+
 from layerfs.digest import Digest
 from layerfs.driver.interface import FileInfo, FileReader, StorageDriver
 from layerfs.errors import BlobUnknown, DriverError, LayerfsError, NotRegularFile, PathNotFound
+from layerfs.registry.cache import CachedBlob, DescriptorCache
 from layerfs.registry.paths import BlobData
 
 
@@ -21,17 +24,31 @@ class BlobInfo:
 
 
 class BlobStore:
-    """Blobs by their canonical digest. What is read is not verified against it; what is published was, by `uploads`."""
+    """Blobs by their canonical digest. What is read is not verified against it; what is published was, by `uploads`.
 
-    def __init__(self, driver: StorageDriver) -> None:
+    `cache` is told what is stored and what is gone. It answers instead of storage only where `recall` allows it, for
+    blobs that storage had less than `believe_for` seconds ago: a size is never stale, but a blob may be gone.
+    """
+
+    def __init__(
+        self, driver: StorageDriver, cache: DescriptorCache | None = None, *, believe_for: float = 0.0
+    ) -> None:
         self._driver = driver
+        self._cache = cache
+        self._believe_for = believe_for
 
-    async def stat(self, digest: Digest) -> BlobInfo:
+    async def stat(self, digest: Digest, *, recall: bool = False) -> BlobInfo:
         """Raises `BlobUnknown` if there is no such blob (or something that is no file in its place)."""
-        (result,) = await self.stat_many([digest])
-        if isinstance(result, LayerfsError):
-            raise result
-        return result
+        if recall and (known := await self._recall(digest)) is not None:
+            return known
+        asked_at = trio.current_time()
+        (found,) = await self.stat_many([digest])
+        if isinstance(found, BlobUnknown):
+            await self.forget(digest)
+        if isinstance(found, LayerfsError):
+            raise found
+        await self._remember(found, asked_at)
+        return found
 
     async def stat_many(self, digests: Sequence[Digest]) -> list[BlobInfo | LayerfsError]:
         """`stat` of each, in order, an error standing in its place."""
@@ -43,7 +60,44 @@ class BlobStore:
         try:
             return await self._driver.open(BlobData(digest).path)
         except (PathNotFound, NotRegularFile) as error:
+            await self.forget(digest)
             raise BlobUnknown(digest) from error
+
+    # --- the cache ------------------------------------------------------------------------------------------------
+
+    async def learn(self, digest: Digest, size: int, *, repository: str | None) -> None:
+        """Has the cache know a blob that was just stored or linked. Never fails; not cancelled in the middle."""
+        if self._cache is not None:
+            with trio.CancelScope(shield=True):
+                await self._cache.learn([CachedBlob(digest, size)], repository=repository)
+
+    async def forget(self, digest: Digest, *, repository: str | None = None) -> None:
+        """Has the cache forget a blob that is gone, from `repository` or at all. Never fails; not cancelled either.
+
+        A registry that shares the cache would go on to promise it, and to take uploads of it for done.
+        """
+        if self._cache is not None:
+            with trio.CancelScope(shield=True):
+                await self._cache.forget(digest, repository=repository)
+
+    @property
+    def _may_recall(self) -> bool:
+        return self._cache is not None and self._cache.tells_age and self._believe_for > 0
+
+    async def _remember(self, found: BlobInfo, asked_at: float) -> None:
+        if self._cache is not None and self._may_recall:
+            blob = CachedBlob(found.digest, found.size, stored_at=found.stored_at, seen_at=asked_at)
+            await self._cache.learn([blob])
+
+    async def _recall(self, digest: Digest) -> BlobInfo | None:
+        if self._cache is None or not self._may_recall:
+            return None
+        known = await self._cache.find(digest)
+        if known is None or known.seen_at is None or known.stored_at is None:
+            return None
+        if trio.current_time() - known.seen_at >= self._believe_for:
+            return None
+        return BlobInfo(digest, known.size, known.stored_at)
 
 
 def _blob_info(digest: Digest, found: FileInfo | DriverError) -> BlobInfo | LayerfsError:

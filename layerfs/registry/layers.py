@@ -120,10 +120,13 @@ class LayerService:
 
     async def stat(self, digest: Digest) -> LayerInfo:
         """Raises `LayerUnknown` if there is no link or it leads nowhere, `LinkMismatch` if it leads elsewhere."""
+        return await self._stat(digest, recall=True)
+
+    async def _stat(self, digest: Digest, *, recall: bool) -> LayerInfo:
         path = LayerLink(self.name, digest).path
         try:
             canonical = _check_link(path, digest, await read_link(self._driver, path))
-            return LayerInfo(digest, await self._blobs.stat(canonical))
+            return LayerInfo(digest, await self._blobs.stat(canonical, recall=recall))
         except LinkMismatch:
             raise
         except PathNotFound as error:
@@ -158,11 +161,13 @@ class LayerService:
     async def mount(self, source: str, digest: Digest) -> LayerInfo:
         """Links a layer of repository `source` into this one; no bytes move. Raises `LayerExists`, `LayerUnknown`."""
         check_repository_name(self.name)
-        info = await LayerService(source, self._driver, self._blobs, self._uploads).stat(digest)
+        # Not from memory: no link may be made to what is gone.
+        info = await LayerService(source, self._driver, self._blobs, self._uploads)._stat(digest, recall=False)
         if await self.exists(digest):
             raise LayerExists(self.name, digest)
         await make_repository(self._driver, self.name)
         await link_layer(self._driver, self.name, info.blob.digest, digest)
+        await self._blobs.learn(info.blob.digest, info.blob.size, repository=self.name)
         return info
 
     async def delete(self, digest: Digest) -> None:
@@ -171,9 +176,9 @@ class LayerService:
         Raises `LayerUnknown` if there is no link. One that leads nowhere can be removed too.
         """
         for alias in await self._aliases_of(digest):
-            await self._driver.delete(LayerLink(self.name, alias).path)
+            await self._delete_link(alias)
         try:
-            await self._driver.delete(LayerLink(self.name, digest).path)
+            await self._delete_link(digest)
         except PathNotFound as error:
             raise LayerUnknown(self.name, digest) from error
 
@@ -197,6 +202,13 @@ class LayerService:
     async def rename_upload(self, uuid: str, file_name: str) -> None:
         """Gives an upload another file name. Raises `LayerUploadUnknown`, `InvalidUploadName`."""
         await self._uploads.rename(self.name, uuid, file_name)
+
+    async def _delete_link(self, digest: Digest) -> None:
+        try:
+            await self._driver.delete(LayerLink(self.name, digest).path)
+        finally:
+            # Also if the link was gone already, and if nobody knows whether it is.
+            await self._blobs.forget(digest, repository=self.name)
 
     async def _linked(self) -> Digests:
         """The digests that have a directory under `_layers`, whatever is in it."""

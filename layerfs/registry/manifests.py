@@ -204,6 +204,8 @@ class ManifestService:
         except PathNotFound as error:
             if not tags:
                 raise ManifestUnknownRevision(self.name, digest) from error
+        finally:
+            await self._blobs.forget(digest, repository=self.name)
 
     async def _judge(self, content: bytes, media_type: str | None) -> tuple[Manifest, References]:
         """What is to be stored, and what that needs; all that can be said without looking into storage."""
@@ -241,6 +243,8 @@ class ManifestService:
         if not await self._has(path, manifest.content):
             await self._driver.put_content(path, manifest.content)
         await write_link(self._driver, ManifestRevisionLink(self.name, manifest.digest).path, manifest.digest)
+        # For no repository, or registries would serve it as a layer of that one.
+        await self._blobs.learn(manifest.digest, len(manifest.content), repository=None)
 
     async def _has(self, path: str, content: bytes) -> bool:
         try:

@@ -35,6 +35,7 @@ from layerfs.names import (
     is_stored_component,
 )
 from layerfs.registry.blobs import BlobStore
+from layerfs.registry.cache import DescriptorCache
 from layerfs.registry.layers import LayerService
 from layerfs.registry.manifests import ManifestService
 from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
@@ -65,9 +66,18 @@ class Repository:
 class Registry:
     """The registry in a storage."""
 
-    def __init__(self, driver: StorageDriver, *, trust_hash_states: bool = False, urls: UrlRules = NO_URLS) -> None:
+    def __init__(
+        self,
+        driver: StorageDriver,
+        *,
+        trust_hash_states: bool = False,
+        urls: UrlRules = NO_URLS,
+        cache: DescriptorCache | None = None,
+        believe_for: float = 0.0,
+    ) -> None:
+        """`cache` and `believe_for` (seconds) are as in `BlobStore`; the cache is the caller's to close."""
         self.driver = driver
-        self.blobs = BlobStore(driver)
+        self.blobs = BlobStore(driver, cache, believe_for=believe_for)
         self._urls = urls
         self._limiter = trio.CapacityLimiter(1)
         self.uploads = UploadStore(driver, self.blobs, trust_hash_states=trust_hash_states)
