@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness import images
 from harness.images import describe, docker_image, docker_list, encode, oci_image, oci_index, schema1
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layerfs.digest import Digest
@@ -542,6 +542,10 @@ VALUES = st.recursive(
 )
 
 
+#: How long an example takes says nothing on a machine that others use.
+PATIENT = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+
+
 def judge(content: bytes) -> None:
     """All that is ever done with a manifest; any error but ours fails the test."""
     assert guess_media_type(content)
@@ -553,18 +557,21 @@ def judge(content: bytes) -> None:
         assert str(error).isprintable()
 
 
+@PATIENT
 @given(st.binary())
 def test_any_bytes(content: bytes) -> None:
     """Are a manifest, or are refused by an error of ours."""
     judge(content)
 
 
+@PATIENT
 @given(st.dictionaries(NAMES, VALUES), st.sampled_from([1, 2, 2.0, None]))
 def test_any_json(document: dict[str, Any], version: object) -> None:
     """The same for documents that have something of a manifest."""
     judge(json.dumps(document | {"schemaVersion": version}).encode())
 
 
+@PATIENT
 @given(st.sampled_from([*KINDS.values()]), st.data())
 def test_a_manifest_with_anything_in_it(document: dict[str, Any], data: st.DataObject) -> None:
     """The same for a good manifest of which one value, anywhere, is replaced."""
