@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.bench.contenders import ALL, Contender, Missing
 from tests.bench.data import Data
-from tests.bench.measure import MIB, output_of
+from tests.bench.measure import MIB, output_of, refaulted
 from tests.bench.results import as_json, table
 from tests.bench.workloads import Bench, Workload, all_workloads
 
@@ -28,6 +28,7 @@ def main() -> int:
     chosen = [workload for workload in workloads if not options.only or workload.name in options.only]
     machine = _machine()
     failed: list[str] = []
+    refaults = refaulted()
     with tempfile.TemporaryDirectory(prefix="layerfs-bench-", dir=options.directory) as name:
         directory = Path(name)
         contenders, missing = _prepared(directory)
@@ -39,6 +40,7 @@ def main() -> int:
     rows = [row for workload in chosen for row in workload.rows]
     print(machine)
     print(f"{options.size} MiB, {options.entries} layers, {options.rounds} rounds, medians; load {_load()} at the end")
+    print(f"page cache that the kernel dropped and had to read again meanwhile: {refaulted() - refaults:,.0f} MiB")
     print("\n".join(table(rows)))
     for line in [*missing, *unmeasured, *failed]:
         print(line)

@@ -111,5 +111,11 @@ def random_reads(path: Path, size: int, jobs: int, limit: float) -> float:
     return float(json.loads(text[text.index("{") :])["jobs"][0]["read"]["iops"])
 
 
+def refaulted() -> float:
+    """MiB of files that the kernel dropped from the page cache and had to read again since it runs: a disturbance."""
+    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counters.get("workingset_refault_file", 0)) * os.sysconf("SC_PAGE_SIZE") / MIB
+
+
 def median(values: Sequence[float]) -> float:
     return statistics.median(values)
