@@ -21,7 +21,7 @@ from harness.loopfs import LoopFilesystem
 from harness.mount import Mount
 from harness.repository import MountedRepository
 from harness.storage import Storage, digest_of
-from harness.strace import delay
+from harness.strace import Strace, delay
 from harness.tolerance import forgive_refusals, refusals
 from harness.workload import content
 
@@ -162,6 +162,39 @@ def test_reads_that_take_for_ever(stuck: Stuck, calls: tuple[str, ...]) -> None:
             assert client.wait(4 * DEADLINE + SLACK).name in TOO_LATE | {"ok", "ENOENT"}
     stuck.assert_well()
     stuck.assert_others_are_served(OTHER)
+
+
+#: Calls that wait for the disk; not those that say they will not (preadv2 with RWF_NOWAIT), nor close.
+BLOCKING = (
+    *("openat", "openat2", "fstat", "newfstatat", "statx", "getdents64", "pread64", "pwritev2", "pwritev", "pwrite64"),
+    *("fsync", "fdatasync", "ftruncate", "renameat", "renameat2", "mkdirat", "unlinkat", "copy_file_range"),
+)
+
+
+@pytest.mark.xfail(strict=True, reason="LocalWriter and the sealed file ask for their size (fstat) in trio's thread")
+def test_the_first_thread_never_asks_the_disk(stuck: Stuck) -> None:
+    """All users wait for the thread that answers the kernel, so no call that may wait for storage is made in it."""
+    with Strace(stuck.mount.process.pid, calls=BLOCKING, all_threads=False) as strace:
+        seen = attempt(_a_bit_of_everything, stuck, seconds=20)
+    assert seen.is_ok, seen.name
+    storage = str(stuck.repository.storage.root)
+    asked = [line for line in strace.lines if storage in line]
+    assert not asked, "\n".join(asked)
+
+
+def _a_bit_of_everything(stuck: Stuck) -> None:
+    data = content("everything", 200_000)
+    _write_synced(stuck.upload, data[:1000])
+    append(stuck.upload, data[1000:])
+    stuck.repository.commit("begun", digest_of(data))
+    stuck.repository.layer(digest_of(data)).read_bytes()
+    append(stuck.repository.upload("other"), data)
+    os.rename(stuck.repository.upload("other"), stuck.repository.upload("renamed"))
+    os.truncate(stuck.repository.upload("renamed"), 10)
+    os.unlink(stuck.repository.upload("renamed"))
+    os.makedirs(stuck.mount.path / "new/repository")
+    os.listdir(stuck.repository.path / "_layers")
+    os.statvfs(stuck.mount.path)
 
 
 def test_a_waiting_client_can_be_killed(stuck: Stuck) -> None:

@@ -177,6 +177,22 @@ def test_reading_fails(error: str, storage: Storage, mounts: Callable[..., Mount
     forgive_refusals(mount)
 
 
+@pytest.mark.parametrize("name", ["append", "commit", "link"])
+def test_asking_fails(name: str, tmp_path: Path, watchdog: None) -> None:
+    """When storage does not even say how large a file is the client is told, and the log has a reason, no traceback."""
+    phase = BY_NAME[name]
+    with Laboratory(phase, tmp_path) as laboratory:
+        repository = laboratory.repository()
+        with fail_always(laboratory.mount.process.pid, ("fstat", "newfstatat", "statx"), "EIO") as strace:
+            outcome = attempt(phase.act, repository, seconds=20)
+        assert strace.injected
+        assert outcome.name == "EIO"
+        found = laboratory.problems(repository)
+        assert not found, "\n".join(found)
+        forgive_refusals(laboratory.mount)
+        laboratory.mount.check_log()
+
+
 def _first_bytes(path: Path) -> bytes:
     with path.open("rb", buffering=0) as file:
         return file.read(10)

@@ -50,7 +50,9 @@ class LoopFilesystem:
 
     @property
     def is_mounted(self) -> bool:
-        return os.path.ismount(self.path)
+        # Not by asking the file system, which answers nothing after a power cut.
+        mounted = Path("/proc/self/mountinfo").read_text().splitlines()
+        return any(line.split()[4] == str(self.path) for line in mounted)
 
     def mount(self) -> None:
         run("mount", "-o", "loop", self._image, self.path)

@@ -54,14 +54,30 @@ class Call:
 
 
 class Strace:
-    """strace on all threads of a process, while in the `with` block."""
+    """strace on all threads of a process, or its first one only, while in the `with` block."""
 
-    def __init__(self, pid: int, *options: str, calls: tuple[str, ...] = STATE_CHANGING) -> None:
+    def __init__(
+        self, pid: int, *options: str, calls: tuple[str, ...] = STATE_CHANGING, all_threads: bool = True
+    ) -> None:
         self._pid = pid
         self._directory = tempfile.TemporaryDirectory(prefix="layerfs-strace-")
         self._output = Path(self._directory.name) / "calls"
         trace = f"trace={','.join('?' + name for name in calls)}"
-        self._command = ["strace", "-f", "-y", "-s", "200", "-p", str(pid), "-o", self._output, "-e", trace, *options]
+        follow = ["-f"] if all_threads else []
+        self._command = [
+            "strace",
+            *follow,
+            "-y",
+            "-s",
+            "200",
+            "-p",
+            str(pid),
+            "-o",
+            self._output,
+            "-e",
+            trace,
+            *options,
+        ]
         self._process: subprocess.Popen[str] | None = None
         self.lines: list[str] = []
 
