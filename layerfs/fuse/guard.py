@@ -56,29 +56,38 @@ class GuardedOperations(pyfuse3.Operations):
 
 
 def _guarded(name: str, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    @functools.wraps(handler)
-    async def guarded(self: GuardedOperations, *arguments: Any) -> Any:
+    if name == "forget":
+        return _silent(handler)
+    timed = handler if name in _NO_DEADLINE else _timed(handler)
+
+    async def told(self: GuardedOperations, *arguments: Any) -> Any:
         self.count(name)
         try:
-            return await handler(self, *arguments)
+            return await timed(self, *arguments)
         except LayerfsError as error:
             raise failure(self, name, arguments, error) from error
+
+    @functools.wraps(handler)
+    async def guarded(self: GuardedOperations, *arguments: Any) -> Any:
+        try:
+            return await told(self, *arguments)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:
             log.exception("%s: unexpected %s", name, type(error).__name__)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
-    @functools.wraps(handler)
-    async def guarded_with_deadline(self: GuardedOperations, *arguments: Any) -> Any:
-        with trio.move_on_after(self.operation_timeout):
-            return await guarded(self, *arguments)
-        error = DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
-        raise failure(self, name, arguments, error)
+    return guarded
 
-    if name == "forget":
-        return _silent(handler)
-    return guarded if name in _NO_DEADLINE else guarded_with_deadline
+
+def _timed(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(handler)
+    async def timed(self: GuardedOperations, *arguments: Any) -> Any:
+        with trio.move_on_after(self.operation_timeout):
+            return await handler(self, *arguments)
+        raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
+
+    return timed
 
 
 def _silent(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
