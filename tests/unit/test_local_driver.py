@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from layerfs.driver.interface import FileInfo
 from layerfs.driver.local import LocalDriver
 from layerfs.errors import (
     BackendFailure,
@@ -966,6 +967,7 @@ async def cancelled_at(gate: Gate, operation: Callable[[], object]) -> None:
 async def test_an_abandoned_opening_leaks_no_descriptor(driver: LocalDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller can go at once, and what is opened for nobody is closed."""
     await driver.put_content("/a", b"content")
+    driver._quick_root = None  # as on storage that has to be waited for
     for operation in (
         lambda: driver.open("/a"),
         lambda: driver.writer("/a", append=True),
@@ -977,6 +979,42 @@ async def test_an_abandoned_opening_leaks_no_descriptor(driver: LocalDriver, mon
             await cancelled_at(gate, operation)
             gate.open()
             await until(lambda before=before: open_descriptors() <= before)  # type: ignore[misc]
+
+
+async def test_what_is_in_memory_needs_no_thread(driver: LocalDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link that was just read, and its blob, are looked at without a trip to a thread."""
+    await driver.put_content("/link", b"content")
+    await driver.get_content("/link", limit=100)
+
+    async def no_thread(*arguments: object, **options: object) -> None:
+        raise AssertionError("a thread was used")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    assert await driver.get_content("/link", limit=100) == b"content"
+    assert (await driver.stat("/link")).size == 7
+    assert await driver.get_contents(["/link"] * 4, limit=100) == [b"content"] * 4
+    (await driver.open("/link")).close()
+
+
+async def test_what_was_never_looked_at(driver: LocalDriver, root: Path) -> None:
+    """A name that the kernel has not in memory, there or not, is asked for in a thread."""
+    (root / "new").write_bytes(b"content")
+    subprocess.run(["sync"], check=True)
+    with suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("2")
+    assert await driver.get_content("/new", limit=100) == b"content"
+    with pytest.raises(PathNotFound):
+        await driver.stat("/never")
+
+
+async def test_many_at_once_keep_their_order(driver: LocalDriver, root: Path) -> None:
+    """More than one thread takes part, and every answer stands in its place."""
+    for number in range(3000):
+        if number % 3:
+            (root / f"f{number}").write_bytes(b"x" * (number % 7))
+    found = await driver.stat_many([f"/f{number}" for number in range(3000)])
+    sizes = [one.size if isinstance(one, FileInfo) else None for one in found]
+    assert sizes == [number % 7 if number % 3 else None for number in range(3000)]
 
 
 async def test_an_abandoned_copy_is_removed(driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
