@@ -66,6 +66,11 @@ class Digest:
         """Whether a blob can be stored under this digest."""
         return self.algorithm == CANONICAL
 
+    @property
+    def directory(self) -> str:
+        """Where a repository has a link by this digest, inside `_layers` and its like."""
+        return f"{self.algorithm}/{self.hex}"
+
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
 

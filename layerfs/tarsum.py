@@ -25,8 +25,8 @@ from layerfs.errors import (
 )
 from layerfs.tarstream import Header, TarReader
 
-#: What each version is called in a directory of storage.
-_DIRECTORIES: Final = {"": "v0", "v1": "v1", "dev": "dev"}
+#: Where repositories have the links of layers by each version, inside `_layers`.
+DIRECTORIES: Final = {"": f"tarsum/v0/{CANONICAL}", "v1": f"tarsum/v1/{CANONICAL}", "dev": f"tarsum/dev/{CANONICAL}"}
 
 # distribution's own expression was not anchored: anything with a TarSum somewhere in it was one.
 _FORM = re.compile(r"tarsum(?:\.([a-z0-9]+))?\+([a-zA-Z0-9]+):([a-fA-F0-9]+)")
@@ -56,7 +56,7 @@ class TarSumDigest:
         if not match:
             raise InvalidDigestFormat(shown, "expected tarsum[.version]+sha256:hex")
         version, hash_name, encoded = match[1] or "", match[2], match[3]
-        if version not in _DIRECTORIES or ".+" in text:
+        if version not in DIRECTORIES or ".+" in text:
             raise LayerTarSumVersionUnsupported(shown)
         if hash_name != CANONICAL:
             raise UnsupportedDigestAlgorithm(shown, f"only TarSums by {CANONICAL} were ever verified")
@@ -69,7 +69,12 @@ class TarSumDigest:
     @property
     def directory(self) -> str:
         """Where a repository has the link of such a layer, inside `_layers`."""
-        return f"tarsum/{_DIRECTORIES[self.version]}/{self.hash_name}/{self.hex}"
+        return f"{DIRECTORIES[self.version]}/{self.hex}"
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether a blob can be stored under this digest: never."""
+        return False
 
     def __str__(self) -> str:
         return f"tarsum{'.' if self.version else ''}{self.version}+{self.hash_name}:{self.hex}"
@@ -87,7 +92,7 @@ class TarSum:
 
     def __init__(self, version: str = "") -> None:
         """Raises `LayerTarSumVersionUnsupported`."""
-        if version not in _DIRECTORIES:
+        if version not in DIRECTORIES:
             raise LayerTarSumVersionUnsupported(f"tarsum.{version[:80]}")
         self._version = version
         self._entries = _EntrySums(has_mtime=version == "", has_xattrs=version != "")

@@ -14,7 +14,6 @@ Two rules decide what is in here:
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -44,6 +43,7 @@ from layerfs.errors import (
     PathNotFound,
     UnsupportedByDriver,
 )
+from layerfs.layername import LayerName, Verifier, is_of_nothing
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
 from layerfs.registry.links import read_link, write_link
 from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
@@ -253,11 +253,12 @@ class LayerUpload:
 
     # --- ending ----------------------------------------------------------------------------------------------
 
-    async def finish(self, digest: Digest, size: int | None = None) -> Digest:
+    async def finish(self, digest: LayerName, size: int | None = None) -> Digest:
         """Verifies the content and makes it a layer of the repository. Returns its canonical digest.
 
-        Raises `LayerInvalidDigest` or `LayerInvalidLength`, and the upload stays as it is. May be repeated after any
-        error or crash; a stored blob is replaced, so one that was damaged is whole afterwards.
+        Raises `LayerInvalidDigest` or `LayerInvalidLength`, for a TarSum also `InvalidTar` or
+        `LayerTarSumVersionUnsupported`, and the upload stays as it is. May be repeated after any error or crash; a
+        stored blob is replaced, so one that was damaged is whole afterwards.
         """
         self._check_usable()
         self._finishing = True
@@ -530,7 +531,7 @@ class LayerUpload:
 
     # --- steps of finishing; the lock is held ---------------------------------------------------------------------
 
-    async def _finish(self, digest: Digest, size: int | None) -> Digest:
+    async def _finish(self, digest: LayerName, size: int | None) -> Digest:
         try:
             sealed = await self._driver.seal(self._directory.data)
         except PathNotFound:
@@ -547,7 +548,7 @@ class LayerUpload:
             await self._publish(publish, canonical, digest, sealed.size)
         return canonical
 
-    async def _finish_again(self, digest: Digest, size: int | None) -> Digest:
+    async def _finish_again(self, digest: LayerName, size: int | None) -> Digest:
         """Finishes where `data` is missing: it was published before a crash, or there never was a byte."""
         try:
             await self._check_exists()
@@ -575,7 +576,7 @@ class LayerUpload:
         await self._publish(publish, canonical, digest, stored_size)
         return canonical
 
-    async def _finish_at_last(self, digest: Digest) -> Digest:
+    async def _finish_at_last(self, digest: LayerName) -> Digest:
         """Finishes where the upload is gone: if that was the last step of an earlier try, there is the layer."""
         try:
             canonical = await read_link(self._driver, LayerLink(self.name, digest).path)
@@ -586,7 +587,7 @@ class LayerUpload:
         self._closed = True
         return canonical
 
-    async def _verify_stored(self, stored: FileReader, canonical: Digest, digest: Digest, size: int | None) -> None:
+    async def _verify_stored(self, stored: FileReader, canonical: Digest, digest: LayerName, size: int | None) -> None:
         _check_size(size, stored.size)
         self._forget_hash()
         self._hash_version = None
@@ -597,25 +598,25 @@ class LayerUpload:
         if digest != canonical:
             await self._verify_alias(digest, stored.size, stored.read)
 
-    async def _canonical_of(self, digest: Digest) -> Digest:
-        if digest.is_canonical:
+    async def _canonical_of(self, digest: LayerName) -> Digest:
+        if isinstance(digest, Digest) and digest.is_canonical:
             return digest
         try:
             return await read_link(self._driver, self._directory.committing)
         except (PathNotFound, LinkInvalid):
-            if digest == Digest.of(b"", digest.algorithm):
+            if is_of_nothing(digest):
                 return EMPTY
             raise LayerUploadInvalid(
                 self.name, self.uuid, f"it has no data to verify {digest} with; cancel it and upload the layer again"
             ) from None
 
-    async def _verify(self, sealed: SealedFile, digest: Digest) -> Digest:
+    async def _verify(self, sealed: SealedFile, digest: LayerName) -> Digest:
         """The canonical digest of the sealed content, which is also `digest`. Goes on where a try was stopped."""
         if sealed.version is None or sealed.version != self._hash_version or self._hash.count > sealed.size:
             self._hash, self._hash_version = await self._trusted_hash(sealed.size), sealed.version
         await self._hash_up_to(sealed.size, sealed.read)
         if not self._hash_is_proven and self._hash.digest() != digest:
-            # Before content is called wrong, or called by another algorithm's name, it is read.
+            # Before content is called wrong, or called by an alias, it is read.
             self._forget_hash()
             await self._hash_up_to(sealed.size, sealed.read)
         canonical = self._hash.digest()
@@ -625,12 +626,13 @@ class LayerUpload:
             raise LayerInvalidDigest(digest, canonical, sealed.size)
         return canonical
 
-    async def _verify_alias(self, digest: Digest, size: int, read: _Read) -> None:
-        total = hashlib.new(digest.algorithm)
+    async def _verify_alias(self, digest: LayerName, size: int, read: _Read) -> None:
+        verifier = Verifier(digest)
         for offset in range(0, size, _READ_SIZE):
             chunk = await read(offset, min(_READ_SIZE, size - offset))
-            await trio.to_thread.run_sync(total.update, chunk, limiter=self._store.hash_limiter)
-        actual = Digest(digest.algorithm, total.hexdigest())
+            await trio.to_thread.run_sync(verifier.update, chunk, limiter=self._store.hash_limiter)
+        # In a thread too: sorting the sums of a million files takes a while.
+        actual = await trio.to_thread.run_sync(verifier.finish, limiter=self._store.hash_limiter)
         if actual != digest:
             raise LayerInvalidDigest(digest, actual, size)
 
@@ -653,7 +655,7 @@ class LayerUpload:
         return new_hash()
 
     async def _publish(
-        self, publish: Callable[[], Awaitable[None]], canonical: Digest, digest: Digest, size: int
+        self, publish: Callable[[], Awaitable[None]], canonical: Digest, digest: LayerName, size: int
     ) -> None:
         """The last steps, in this order, each of which can be repeated. Not cancellable, but bounded."""
         with trio.move_on_after(_PUBLISH_DEADLINE, shield=True) as scope:

@@ -6,13 +6,12 @@ import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Self, TypeAlias
 
-from layerfs.digest import CANONICAL, HEX_LENGTHS, Digest
+from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader, StorageDriver
 from layerfs.errors import (
     BlobUnknown,
-    InvalidDigest,
     InvalidOffset,
     LayerClosed,
     LayerExists,
@@ -22,6 +21,7 @@ from layerfs.errors import (
     NotRegularFile,
     PathNotFound,
 )
+from layerfs.layername import LINK_DIRECTORIES, LayerName, layer_name_at
 from layerfs.names import check_repository_name
 from layerfs.registry.blobs import BlobInfo, BlobStore
 from layerfs.registry.layer_upload import LayerUpload
@@ -33,9 +33,9 @@ from layerfs.registry.uploads import UploadInfo, UploadStore
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """A layer of a repository: the digest it is linked under, and the blob that it leads to."""
+    """A layer of a repository: the name it is linked under, and the blob that it leads to."""
 
-    digest: Digest
+    digest: LayerName
     blob: BlobInfo
 
 
@@ -97,10 +97,6 @@ def _time(nanoseconds: int) -> datetime:
         return datetime.max.replace(tzinfo=UTC) if nanoseconds > 0 else datetime.min.replace(tzinfo=UTC)
 
 
-#: Algorithms other than the canonical one, whose links are aliases.
-_ALIASES: Final = tuple(algorithm for algorithm in HEX_LENGTHS if algorithm != CANONICAL)
-
-
 class LayerService:
     """The layers of repository `name`. Exists also for a repository that has nothing in storage yet."""
 
@@ -110,7 +106,7 @@ class LayerService:
         self._blobs = blobs
         self._uploads = uploads
 
-    async def exists(self, digest: Digest) -> bool:
+    async def exists(self, digest: LayerName) -> bool:
         """Whether `fetch` would find it."""
         try:
             await self.stat(digest)
@@ -118,11 +114,11 @@ class LayerService:
             return False
         return True
 
-    async def stat(self, digest: Digest) -> LayerInfo:
+    async def stat(self, digest: LayerName) -> LayerInfo:
         """Raises `LayerUnknown` if there is no link or it leads nowhere, `LinkMismatch` if it leads elsewhere."""
         return await self._stat(digest, recall=True)
 
-    async def _stat(self, digest: Digest, *, recall: bool) -> LayerInfo:
+    async def _stat(self, digest: LayerName, *, recall: bool) -> LayerInfo:
         path = LayerLink(self.name, digest).path
         try:
             canonical = _check_link(path, digest, await read_link(self._driver, path))
@@ -135,7 +131,7 @@ class LayerService:
             raise LayerUnknown(self.name, digest, str(error)) from error
 
     async def list(self) -> Layers:
-        """All layers whose link leads to a blob, by digest. Costs two batches of requests, not two for each."""
+        """All layers whose link leads to a blob, TarSums last. Costs two batches of requests, not two for each."""
         digests = await self._linked()
         links = await read_links(self._driver, [LayerLink(self.name, digest).path for digest in digests])
         good = [
@@ -150,7 +146,7 @@ class LayerService:
             LayerInfo(digest, blob) for (digest, _), blob in zip(good, blobs, strict=True) if isinstance(blob, BlobInfo)
         ]
 
-    async def fetch(self, digest: Digest) -> Layer:
+    async def fetch(self, digest: LayerName) -> Layer:
         """Opens a layer. Raises `LayerUnknown`, `LinkMismatch`."""
         info = await self.stat(digest)
         try:
@@ -158,7 +154,7 @@ class LayerService:
         except BlobUnknown as error:
             raise LayerUnknown(self.name, digest, str(error)) from error
 
-    async def mount(self, source: str, digest: Digest) -> LayerInfo:
+    async def mount(self, source: str, digest: LayerName) -> LayerInfo:
         """Links a layer of repository `source` into this one; no bytes move. Raises `LayerExists`, `LayerUnknown`."""
         check_repository_name(self.name)
         # Not from memory: no link may be made to what is gone.
@@ -170,7 +166,7 @@ class LayerService:
         await self._blobs.learn(info.blob.digest, info.blob.size, repository=self.name)
         return info
 
-    async def delete(self, digest: Digest) -> None:
+    async def delete(self, digest: LayerName) -> None:
         """Removes the link, and with a canonical one its aliases; the blob stays for garbage collection.
 
         Raises `LayerUnknown` if there is no link. One that leads nowhere can be removed too.
@@ -203,32 +199,36 @@ class LayerService:
         """Gives an upload another file name. Raises `LayerUploadUnknown`, `InvalidUploadName`."""
         await self._uploads.rename(self.name, uuid, file_name)
 
-    async def _delete_link(self, digest: Digest) -> None:
+    async def _delete_link(self, digest: LayerName) -> None:
         try:
             await self._driver.delete(LayerLink(self.name, digest).path)
         finally:
-            # Also if the link was gone already, and if nobody knows whether it is.
-            await self._blobs.forget(digest, repository=self.name)
+            # Also if the link was gone already, and if nobody knows whether it is. No cache knows a TarSum.
+            if isinstance(digest, Digest):
+                await self._blobs.forget(digest, repository=self.name)
 
-    async def _linked(self) -> Digests:
-        """The digests that have a directory under `_layers`, whatever is in it."""
-        digests: Digests = []
-        for algorithm in HEX_LENGTHS:
-            try:
-                entries = await self._driver.list(f"{RepositoryDirectory(self.name).layers}/{algorithm}")
-            except (PathNotFound, NotRegularFile):
-                continue
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                try:
-                    digests.append(Digest.parse(f"{algorithm}:{entry.name}"))
-                except InvalidDigest:
-                    continue
-        return digests
+    async def _linked(self) -> LayerNames:
+        """The names that have a directory under `_layers`, whatever is in it."""
+        directory = RepositoryDirectory(self.name).layers
+        there = await self._names_in(directory)
+        linked: LayerNames = []
+        for parent in LINK_DIRECTORIES:
+            # Few repositories have any but the first: asking for each would cost more than to look.
+            if parent.partition("/")[0] in there:
+                names = [layer_name_at(f"{parent}/{name}") for name in await self._names_in(f"{directory}/{parent}")]
+                linked += [name for name in names if name is not None]
+        return linked
 
-    async def _aliases_of(self, digest: Digest) -> Digests:
+    async def _names_in(self, directory: str) -> Names:
+        try:
+            return sorted(entry.name for entry in await self._driver.list(directory))
+        except (PathNotFound, NotRegularFile):
+            return []
+
+    async def _aliases_of(self, digest: LayerName) -> LayerNames:
         if not digest.is_canonical:
             return []
-        aliases = [linked for linked in await self._linked() if linked.algorithm in _ALIASES]
+        aliases = [linked for linked in await self._linked() if not linked.is_canonical]
         links = await read_links(self._driver, [LayerLink(self.name, alias).path for alias in aliases])
         return [alias for alias, link in zip(aliases, links, strict=True) if link == digest]
 
@@ -236,10 +236,11 @@ class LayerService:
 # Named here because inside `LayerService` the word `list` is its method.
 Layers: TypeAlias = list[LayerInfo]
 Uploads: TypeAlias = list[UploadInfo]
-Digests: TypeAlias = list[Digest]
+LayerNames: TypeAlias = list[LayerName]
+Names: TypeAlias = list[str]
 
 
-def _check_link(path: str, digest: Digest, link: Digest) -> Digest:
+def _check_link(path: str, digest: LayerName, link: Digest) -> Digest:
     if not link_fits(digest, link):
         if not digest.is_canonical:
             raise LinkInvalid(path, f"{link} is not the canonical digest of anything")

@@ -22,6 +22,7 @@ from layerfs.errors import (
     NotRegularFile,
     PathNotFound,
 )
+from layerfs.layername import LayerName
 
 #: Bytes. The longest digest has 135; more is no link, and is not read to find that out.
 LINK_LIMIT: Final = 256
@@ -55,8 +56,8 @@ async def read_links(driver: StorageDriver, paths: Sequence[str]) -> list[Digest
     return [_parse_link(path, content) for path, content in zip(paths, contents, strict=True)]
 
 
-def link_fits(digest: Digest, link: Digest) -> bool:
-    """Whether the link by `digest` may hold `link`: itself, or, by another algorithm, a canonical digest."""
+def link_fits(digest: LayerName, link: Digest) -> bool:
+    """Whether the link by `digest` may hold `link`: itself, or, by an alias, a canonical digest."""
     return link == digest if digest.is_canonical else link.is_canonical
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from layerfs.digest import Digest
 from layerfs.errors import InvalidName
+from layerfs.layername import LayerName, layer_name_at
 from layerfs.names import check_stored_repository_name, check_tag, check_upload_id
 
 ROOT: Final = "/docker/registry/v2"
@@ -63,11 +64,11 @@ class LayerLink:
     """The link that makes a blob a layer of a repository."""
 
     name: str
-    digest: Digest
+    digest: LayerName
 
     @property
     def path(self) -> str:
-        return f"{REPOSITORIES}/{self.name}/{LAYERS}/{self.digest.algorithm}/{self.digest.hex}/link"
+        return f"{REPOSITORIES}/{self.name}/{LAYERS}/{self.digest.directory}/link"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class ManifestRevisionLink:
 
     @property
     def path(self) -> str:
-        return f"{REPOSITORIES}/{self.name}/{MANIFESTS}/revisions/{self.digest.algorithm}/{self.digest.hex}/link"
+        return f"{REPOSITORIES}/{self.name}/{MANIFESTS}/revisions/{self.digest.directory}/link"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class TagIndexLink:
     @property
     def path(self) -> str:
         tag = f"{REPOSITORIES}/{self.name}/{MANIFESTS}/tags/{self.tag}"
-        return f"{tag}/index/{self.digest.algorithm}/{self.digest.hex}/link"
+        return f"{tag}/index/{self.digest.directory}/link"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ _ALGORITHM_AND_HEX = r"(?P<algorithm>[a-z0-9]+)/(?P<hex>[a-f0-9]+)"
 _REPOSITORY = re.escape(REPOSITORIES) + r"/(?P<name>[^_/][^/]*(?:/[^_/][^/]*)*)"
 _BLOB = re.compile(re.escape(BLOBS) + r"/(?P<algorithm>[a-z0-9]+)/(?P<prefix>[a-f0-9]{2})/(?P<hex>[a-f0-9]+)/data")
 _REPOSITORY_DIRECTORY = re.compile(_REPOSITORY)
-_LAYER_LINK = re.compile(rf"{_REPOSITORY}/{LAYERS}/{_ALGORITHM_AND_HEX}/link")
+_LAYER_LINK = re.compile(rf"{_REPOSITORY}/{LAYERS}/(?P<directory>(?:tarsum/[^/]+/)?[^/]+/[^/]+)/link")
 _REVISION_LINK = re.compile(rf"{_REPOSITORY}/{MANIFESTS}/revisions/{_ALGORITHM_AND_HEX}/link")
 _TAG_CURRENT_LINK = re.compile(rf"{_REPOSITORY}/{MANIFESTS}/tags/(?P<tag>[^/]+)/current/link")
 _TAG_INDEX_LINK = re.compile(rf"{_REPOSITORY}/{MANIFESTS}/tags/(?P<tag>[^/]+)/index/{_ALGORITHM_AND_HEX}/link")
@@ -173,7 +174,8 @@ def _parse(path: str) -> Place | None:
     if match := _BLOB.fullmatch(path):
         return BlobData(_digest(match)) if match["hex"].startswith(match["prefix"]) else None
     if match := _LAYER_LINK.fullmatch(path):
-        return LayerLink(_name(match), _digest(match))
+        layer = layer_name_at(match["directory"])
+        return LayerLink(_name(match), layer) if layer is not None else None
     if match := _REVISION_LINK.fullmatch(path):
         return ManifestRevisionLink(_name(match), _digest(match))
     if match := _TAG_CURRENT_LINK.fullmatch(path):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import NotRegularFile, PathNotFound
+from layerfs.layername import LayerName
 from layerfs.registry.links import write_link
 from layerfs.registry.paths import LayerLink, RepositoryDirectory
 
 
-async def link_layer(driver: StorageDriver, name: str, canonical: Digest, digest: Digest) -> None:
+async def link_layer(driver: StorageDriver, name: str, canonical: Digest, digest: LayerName) -> None:
     """Links a stored blob into a repository, under `digest` too where that is another one; canonical first.
 
-    Both links hold the canonical digest, and one by another algorithm is of no use to a registry without the first.
+    Both links hold the canonical digest, and an alias is of no use to a registry without the first.
     """
     await write_link(driver, LayerLink(name, canonical).path, canonical)
     if digest != canonical:

@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Final
 
-from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import NotPermitted, ShortRead
+from layerfs.layername import LayerName
 from layerfs.registry import BlobInfo, LayerInfo
 from layerfs.registry.manifests import ManifestInfo
 from layerfs.registry.paths import LAYERS, MANIFESTS
@@ -30,7 +30,7 @@ class BlobFile(Node):
     The same blob is the same file in every repository and under every digest it is linked by.
     """
 
-    def __init__(self, state: MountState, repository: str, path: str, digest: Digest, blob: BlobInfo) -> None:
+    def __init__(self, state: MountState, repository: str, path: str, digest: LayerName, blob: BlobInfo) -> None:
         self.path = path
         self.name = str(digest)
         self.digest = digest
@@ -88,7 +88,7 @@ class ManifestFile(BlobFile):
         super().__init__(state, repository, f"{repository}/{MANIFESTS}/{info.digest}", info.digest, blob)
 
     async def media_type(self) -> str:
-        manifest = await self._state.manifests(self.repository).get(self.digest)
+        manifest = await self._state.manifests(self.repository).get(self.blob.digest)
         return manifest.media_type
 
 

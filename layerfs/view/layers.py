@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Sequence
 
-from layerfs.digest import Digest
 from layerfs.errors import InvalidArgument, InvalidDigest, LayerExists, NotPermitted
+from layerfs.layername import LayerName, parse_layer_name, parse_layer_name_or_none
 from layerfs.registry import LayerService
 from layerfs.registry.paths import LAYERS
 from layerfs.view.blob_file import LayerFile
@@ -47,10 +47,9 @@ class LayersDirectory(Directory):
         return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:
-        try:
-            digest = Digest.parse(name)
-        except InvalidDigest:
-            raise no_entry(self.path, name) from None
+        digest = parse_layer_name_or_none(name)
+        if digest is None:
+            raise no_entry(self.path, name)
         return LayerFile(self._state, self.repository, await self._service.stat(digest))
 
     async def entries(self) -> Sequence[DirectoryEntry]:
@@ -96,8 +95,8 @@ class LayersDirectory(Directory):
     def _service(self) -> LayerService:
         return self._state.service(self.repository)
 
-    def _digest(self, name: str) -> Digest:
+    def _digest(self, name: str) -> LayerName:
         try:
-            return Digest.parse(name)
+            return parse_layer_name(name)
         except InvalidDigest as error:
             raise not_a_digest(name, error) from error

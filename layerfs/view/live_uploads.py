@@ -30,6 +30,7 @@ from layerfs.errors import (
     ManifestTooLarge,
     UploadLimit,
 )
+from layerfs.layername import LayerName, is_of_nothing
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
 from layerfs.registry.layer_upload import STORE_SIZE
@@ -63,7 +64,7 @@ _IDLE_KEPT: Final = 1024
 class LiveUpload:
     """An upload that this mount has written to, or is about to finish."""
 
-    def __init__(self, upload: LayerUpload, file_name: str, expected: Digest | None = None) -> None:
+    def __init__(self, upload: LayerUpload, file_name: str, expected: LayerName | None = None) -> None:
         self.upload = upload
         self.file_name = file_name
         #: Set for a file that was created in `_layers`: it is finished with this digest when it is closed.
@@ -141,7 +142,7 @@ class LiveUploads:
             upload = await self.state.service(name).upload(file_name=file_name)
             return self._began(LiveUpload(upload, file_name), flags)
 
-    async def create_for(self, name: str, digest: Digest, flags: int) -> tuple[Node, Handle]:
+    async def create_for(self, name: str, digest: LayerName, flags: int) -> tuple[Node, Handle]:
         """Begins an upload that becomes the layer `digest` when it is closed."""
         with self._room():
             upload = await self.state.service(name).upload()
@@ -154,14 +155,14 @@ class LiveUploads:
         self.state.check_writable()
         return await self._open_for_writing(name, uuid, file_name, flags)
 
-    async def finish(self, name: str, uuid: str, file_name: str, digest: Digest) -> None:
+    async def finish(self, name: str, uuid: str, file_name: str, digest: LayerName) -> None:
         """Makes an upload the layer `digest` of its repository; its inode is the layer's when this returns."""
         live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
         try:
             with self._finishing(live):
                 if not live.upload.is_usable:
                     live.upload = await self.state.service(name).resume(uuid)
-                live.finished = await live.upload.finish(digest)
+                canonical = live.finished = await live.upload.finish(digest)
         finally:
             # One that has failed may have got as far as the link.
             self.state.layer_listings.forget(name)
@@ -169,7 +170,7 @@ class LiveUploads:
         self.forget(name, uuid)
         self.state.fresh_repositories.discard(name)
         upload = UploadFile(self, name, uuid, file_name, None)
-        self.state.became(upload, LayerFile(self.state, name, await self._layer(name, digest, live)))
+        self.state.became(upload, LayerFile(self.state, name, await self._layer(name, digest, canonical, live)))
 
     async def put_manifest(self, upload: UploadFile, *, digest: Digest | None = None, tag: str | None = None) -> None:
         """Puts what was uploaded as a manifest, by digest or by tag; then the upload is no more."""
@@ -203,14 +204,14 @@ class LiveUploads:
             live.finishing.set()
             live.finishing = None
 
-    async def _layer(self, name: str, digest: Digest, live: LiveUpload) -> LayerInfo:
+    async def _layer(self, name: str, digest: LayerName, canonical: Digest, live: LiveUpload) -> LayerInfo:
         """What was just published; if it cannot be looked at now, what is known of it anyhow.
 
         Not cancellable: the upload is finished, and nobody may be told anything else.
         """
         with contextlib.suppress(LayerfsError), trio.move_on_after(_CLOSE_DEADLINE, shield=True):
             return await self.state.service(name).stat(digest)
-        return LayerInfo(digest, BlobInfo(live.finished or digest, live.upload.size, time.time_ns()))
+        return LayerInfo(digest, BlobInfo(canonical, live.upload.size, time.time_ns()))
 
     async def cancel(self, name: str, uuid: str) -> None:
         """Deletes an upload, even while it is being written."""
@@ -454,7 +455,7 @@ class UploadHandle(Handle):
         await self._flush()
         expected = self._live.expected
         # A shell's `>` is flushed before the first write. That is no end, unless an empty file is what is wanted.
-        if expected is not None and (self._live.upload.size or expected == Digest.of(b"", expected.algorithm)):
+        if expected is not None and (self._live.upload.size or is_of_nothing(expected)):
             await self._view.finish(self._repository, self._live.upload.uuid, self._live.file_name, expected)
 
     async def synchronize(self) -> None:

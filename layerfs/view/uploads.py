@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 from layerfs.digest import Digest
 from layerfs.errors import EntryExists, InvalidArgument, InvalidDigest, LayerUploadUnknown, NoSuchEntry
+from layerfs.layername import parse_layer_name, parse_layer_name_or_none
 from layerfs.names import check_upload_name, is_tag
 from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
 from layerfs.view.live_uploads import LiveUploads, UploadFile
@@ -55,7 +56,7 @@ class UploadsDirectory(Directory):
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
         self._view.state.check_writable()
         check_upload_name(name)
-        if Digest.parse_or_none(name) is not None:
+        if parse_layer_name_or_none(name) is not None:
             raise InvalidArgument(
                 f"an upload cannot begin under a digest: copy to another name here and rename it to {name!r}, "
                 f"or copy to {self.repository}/{LAYERS}/{name}"
@@ -77,12 +78,12 @@ class UploadsDirectory(Directory):
         self._view.state.check_writable()
         upload = await self._view.find(self.repository, name)
         self._check_target(target, new_name)
-        digest = Digest.parse_or_none(new_name)
+        digest = parse_layer_name_or_none(new_name)
         if target.key == (TAGS, self.repository) and is_tag(new_name):
             await self._view.put_manifest(upload, tag=new_name)
-        elif target.key == (MANIFESTS, self.repository) and digest is not None:
+        elif target.key == (MANIFESTS, self.repository) and isinstance(digest, Digest):
             await self._view.put_manifest(upload, digest=digest)
-        elif digest is not None:
+        elif digest is not None and target.key != (MANIFESTS, self.repository):
             await self._view.finish(self.repository, upload.uuid, upload.file_name, digest)
         else:
             await self._make_way(upload, new_name, replace=replace)
@@ -91,7 +92,7 @@ class UploadsDirectory(Directory):
     def _check_target(self, target: Directory, new_name: str) -> None:
         if target.key == (LAYERS, self.repository):
             try:
-                Digest.parse(new_name)
+                parse_layer_name(new_name)
             except InvalidDigest as error:
                 raise not_a_digest(new_name, error) from error
         elif target.key not in [(place, self.repository) for place in (UPLOADS, MANIFESTS, TAGS)]:

@@ -19,6 +19,7 @@ from layerfs.registry.paths import (
     TagIndexLink,
     UploadDirectory,
 )
+from layerfs.tarsum import TarSumDigest
 
 HEX = "ab12" * 16
 HEX512 = "cd34" * 32
@@ -34,6 +35,9 @@ PLACES = [
     (RepositoryDirectory("library/alpine/edge"), f"{V2}/repositories/library/alpine/edge"),
     (LayerLink("a/b", DIGEST), f"{V2}/repositories/a/b/_layers/sha256/{HEX}/link"),
     (LayerLink("a/b", DIGEST512), f"{V2}/repositories/a/b/_layers/sha512/{HEX512}/link"),
+    (LayerLink("a/b", TarSumDigest("", "sha256", HEX)), f"{V2}/repositories/a/b/_layers/tarsum/v0/sha256/{HEX}/link"),
+    (LayerLink("a/b", TarSumDigest("v1", "sha256", HEX)), f"{V2}/repositories/a/b/_layers/tarsum/v1/sha256/{HEX}/link"),
+    (LayerLink("a", TarSumDigest("dev", "sha256", HEX)), f"{V2}/repositories/a/_layers/tarsum/dev/sha256/{HEX}/link"),
     (ManifestRevisionLink("a/b", DIGEST), f"{V2}/repositories/a/b/_manifests/revisions/sha256/{HEX}/link"),
     (TagCurrentLink("a/b", "v1.0"), f"{V2}/repositories/a/b/_manifests/tags/v1.0/current/link"),
     (TagIndexLink("a/b", "v1.0", DIGEST), f"{V2}/repositories/a/b/_manifests/tags/v1.0/index/sha256/{HEX}/link"),
@@ -98,6 +102,12 @@ def test_what_a_repository_consists_of() -> None:
         f"{V2}/repositories/a/_layers/sha256/{HEX}/link.f81d.tmp",
         f"{V2}/repositories/a/_layers/sha256/{HEX[2:]}/link",
         f"{V2}/repositories/a/_layers/sha256/{HEX}/link\n",
+        f"{V2}/repositories/a/_layers/tarsum/v2/sha256/{HEX}/link",
+        f"{V2}/repositories/a/_layers/tarsum/v1/sha512/{HEX512}/link",
+        f"{V2}/repositories/a/_layers/tarsum/v1/sha256/{HEX[2:]}/link",
+        f"{V2}/repositories/a/_layers/tarsum/v1/sha256/{HEX.upper()}/link",
+        f"{V2}/repositories/a/_layers/tarsum/v1/{HEX}/link",
+        f"{V2}/repositories/a/_layers/tarsum/../sha256/{HEX}/link",
         f"{V2}/repositories/_layers/sha256/{HEX}/link",
         f"{V2}/repositories/../_layers/sha256/{HEX}/link",
         f"{V2}/repositories/a/../../b/_layers/sha256/{HEX}/link",

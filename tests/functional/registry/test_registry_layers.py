@@ -287,7 +287,10 @@ async def test_what_else_may_lie_there(layers: LayerService, driver: StorageDriv
     await driver.put_content(f"{directory}/sha256/{'2' * 63}/link", b"sha256:")
     await driver.put_content(f"{directory}/sha256/README", b"read me")
     await driver.put_content(f"{directory}/md5/{'3' * 32}/link", b"md5:" + b"3" * 32)
-    await driver.put_content(f"{directory}/tarsum/v1/sha256/{'4' * 64}/link", str(digest).encode())
+    for strange in ("v2/sha256", "v1/md5", "v1", "sha256", "v0/sha256/sha256"):
+        await driver.put_content(f"{directory}/tarsum/{strange}/{'4' * 64}/link", str(digest).encode())
+    await driver.put_content(f"{directory}/tarsum/v1/sha256/{'4' * 63}/link", str(digest).encode())
+    await driver.put_content(f"{directory}/tarsum/v1/sha256/{'A' * 64}/link", str(digest).encode())
     await driver.make_directory(f"{directory}/sha256/{'5' * 64}/link")
     assert [info.digest for info in await layers.list()] == [digest]
 
