@@ -226,7 +226,10 @@ class _Check:
     async def orphans(self) -> AsyncIterator[Fault]:
         """Blobs to which nothing leads, and which are no manifests: those have been deleted."""
         orphans = [blob for blob in self._orphans if BlobData(blob.digest).path not in self._judged]
-        orphans = await without_manifests(self._driver, orphans, self._images)
+        # Where there are no directories, `_manifests` goes with the last manifest: an image that nobody has any more
+        # was deleted here as likely as it was lost.
+        images = self._images if self._driver.capabilities.directories else ImagesWithoutManifest()
+        orphans = await without_manifests(self._driver, orphans, images)
         if orphans:
             await trio.sleep(self._settle)
             linked = await self._linked_by_now({blob.digest for blob in orphans})

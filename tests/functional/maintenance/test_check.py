@@ -1,0 +1,482 @@
+"""Every kind of fault, made by hand in storage that was clean: found, and nothing else. And what is no fault."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import trio
+from harness.handmade import (
+    BLOBS,
+    CONFIG,
+    LAYER,
+    MANIFEST,
+    REPOSITORIES,
+    UUID,
+    Tree,
+    ago,
+    describe,
+    sha256,
+)
+
+from layerfs.driver.interface import StorageDriver
+from layerfs.driver.local import LocalDriver
+from layerfs.errors import InvalidRepositoryName, PathNotFound, RepositoryUnknown
+from layerfs.registry import Registry
+from layerfs.registry.maintenance import Fault, FaultKind, Progress, check
+
+FAKE = "sha256:" + "0" * 63 + "1"
+HEX = FAKE.partition(":")[2]
+APP = f"{REPOSITORIES}/team/app"
+
+
+async def faults_of(registry: Registry, **options: object) -> list[Fault]:
+    async with aclosing(check(registry, settle=0, **options)) as faults:
+        return [fault async for fault in faults]
+
+
+async def kinds_of(registry: Registry, **options: object) -> list[tuple[str, str]]:
+    return [(fault.kind.value, fault.place) for fault in await faults_of(registry, **options)]
+
+
+# --- each kind, once -----------------------------------------------------------------------------------------------
+
+
+async def truncate(tree: Tree) -> str:
+    await tree.put_blob(LAYER, stored=LAYER[:1000])
+    return f"sha256:{sha256(LAYER)}"
+
+
+async def empty_blob(tree: Tree) -> str:
+    await tree.put_blob(LAYER, stored=b"")
+    return f"sha256:{sha256(LAYER)}"
+
+
+async def corrupt(tree: Tree) -> str:
+    await tree.put_blob(LAYER, stored=LAYER[:-1] + b"X")
+    return f"sha256:{sha256(LAYER)}"
+
+
+async def corrupt_manifest(tree: Tree) -> str:
+    await tree.put_blob(MANIFEST, stored=MANIFEST.replace(b"amd64", b"amd65").replace(b"layer.v1", b"layer.v2"))
+    return f"sha256:{sha256(MANIFEST)}"
+
+
+async def link_layer(tree: Tree, content: str) -> str:
+    await tree.put(f"{APP}/_layers/sha256/{HEX}/link", content)
+    return f"team/app {FAKE}"
+
+
+async def dangling_layer(tree: Tree) -> str:
+    return await link_layer(tree, FAKE)
+
+
+async def empty_link(tree: Tree) -> str:
+    return await link_layer(tree, "")
+
+
+async def newline_link(tree: Tree) -> str:
+    return await link_layer(tree, f"{FAKE}\n")
+
+
+async def junk_link(tree: Tree) -> str:
+    return await link_layer(tree, "junk")
+
+
+async def huge_link(tree: Tree) -> str:
+    return await link_layer(tree, "x" * 1_000_000)
+
+
+async def link_elsewhere(tree: Tree) -> str:
+    return await link_layer(tree, f"sha256:{sha256(LAYER)}")
+
+
+async def lost_layer_blob(tree: Tree) -> str:
+    await tree.driver.delete(tree.blob_path(LAYER))
+    return f"team/app sha256:{sha256(LAYER)}"
+
+
+async def lost_layer_link(tree: Tree) -> str:
+    await tree.driver.delete(tree.layer_path("team/app", LAYER))
+    return f"team/app sha256:{sha256(MANIFEST)}"
+
+
+async def tag_nothing(tree: Tree) -> str:
+    await tree.put(f"{APP}/_manifests/tags/broken/current/link", FAKE)
+    return f"team/app:broken {FAKE}"
+
+
+async def empty_tag(tree: Tree) -> str:
+    await tree.put(f"{APP}/_manifests/tags/v1/current/link", "")
+    return "team/app:v1"
+
+
+async def empty_history(tree: Tree) -> str:
+    await tree.put(f"{APP}/_manifests/tags/v1/index/sha256/{HEX}/link", "")
+    return f"team/app:v1 {FAKE}"
+
+
+async def half_a_tag(tree: Tree) -> str:
+    await tree.put(f"{APP}/_manifests/tags/half/index/sha256/{sha256(MANIFEST)}/link", f"sha256:{sha256(MANIFEST)}")
+    return "team/app:half"
+
+
+async def dangling_revision(tree: Tree) -> str:
+    await tree.put(f"{APP}/_manifests/revisions/sha256/{HEX}/link", FAKE)
+    return f"team/app {FAKE}"
+
+
+async def orphan(tree: Tree) -> str:
+    await tree.put_blob(b"orphan")
+    return f"sha256:{sha256(b'orphan')}"
+
+
+async def not_json(tree: Tree) -> str:
+    await tree.put_manifest("team/app", b"{no")
+    return f"team/app sha256:{sha256(b'{no')}"
+
+
+async def no_manifest(tree: Tree) -> str:
+    await tree.put_manifest("team/app", b'{"schemaVersion": 7}')
+    return "team/app sha256:" + sha256(b'{"schemaVersion": 7}')
+
+
+async def huge_manifest(tree: Tree) -> str:
+    content = b" " * ((4 << 20) + 1)
+    await tree.put_manifest("team/app", content)
+    return f"team/app sha256:{sha256(content)}"
+
+
+async def blob_tmp(tree: Tree) -> str:
+    await tree.put(f"{tree.blob_path(LAYER)}.0123.tmp", "half")
+    return f"sha256:{sha256(LAYER)}"
+
+
+async def layer_tmp(tree: Tree) -> str:
+    await tree.put(f"{tree.layer_path('team/app', LAYER)}.0123.tmp", "half")
+    return f"team/app sha256:{sha256(LAYER)}"
+
+
+async def tag_tmp(tree: Tree) -> str:
+    await tree.put(f"{APP}/_manifests/tags/v1/current/link.0123.tmp", "half")
+    return "team/app:v1"
+
+
+async def lose_manifests(tree: Tree) -> str:
+    await tree.driver.delete(f"{APP}/_manifests")
+    return "team/app"
+
+
+async def lose_layers(tree: Tree) -> str:
+    await tree.driver.delete(f"{APP}/_layers")
+    return "team/app"
+
+
+async def old_upload(tree: Tree) -> str:
+    await tree.put_upload("team/app", started_at=ago(days=8))
+    return f"team/app {UUID}"
+
+
+async def upload_without_startedat(tree: Tree) -> str:
+    await tree.put_upload("team/app", started_at=None)
+    return f"team/app {UUID}"
+
+
+async def upload_with_bad_startedat(tree: Tree) -> str:
+    await tree.put_upload("team/app", started_at="yesterday")
+    return f"team/app {UUID}"
+
+
+async def upload_with_bad_hashstate(tree: Tree) -> str:
+    await tree.put_upload("team/app", started_at=ago(days=300), n3=b"not-a-state")
+    return f"team/app {UUID}"
+
+
+async def state_of_other_bytes(tree: Tree) -> str:
+    await tree.put_upload("team/app", started_at=ago(days=1), n3=state(count=5))
+    return f"team/app {UUID}"
+
+
+async def too_large(tree: Tree) -> str:
+    await tree.put_blob(LAYER, stored=LAYER + b"more")
+    return f"sha256:{sha256(LAYER)}"
+
+
+async def misplace(tree: Tree) -> str:
+    await tree.put(f"{BLOBS}/ab/xyz/data", "what")
+    return f"{BLOBS}/ab/xyz/data"
+
+
+def state(count: int) -> bytes:
+    """Something in the form of the hash state of that many bytes."""
+    return b"sha\x03" + bytes(32) + b"x" * (count % 64) + bytes(64 - count % 64) + struct.pack(">Q", count)
+
+
+Break = Callable[[Tree], Awaitable[str]]
+
+#: What is done to the storage, and the one fault that it makes.
+BREAKS: list[tuple[Break, FaultKind]] = [
+    (truncate, FaultKind.TRUNCATED_BLOB),
+    (empty_blob, FaultKind.ZERO_LENGTH_BLOB),
+    (dangling_layer, FaultKind.DANGLING_LAYER_LINK),
+    (lost_layer_blob, FaultKind.DANGLING_LAYER_LINK),
+    (empty_link, FaultKind.EMPTY_LINK),
+    (newline_link, FaultKind.LINK_WITH_NEWLINE),
+    (tag_nothing, FaultKind.TAG_TO_MISSING_MANIFEST),
+    (empty_tag, FaultKind.EMPTY_LINK),
+    (empty_history, FaultKind.EMPTY_LINK),
+    (half_a_tag, FaultKind.TAG_WITHOUT_CURRENT),
+    (dangling_revision, FaultKind.DANGLING_REVISION),
+    (orphan, FaultKind.ORPHAN_BLOB),
+    (not_json, FaultKind.MANIFEST_NOT_JSON),
+    (huge_manifest, FaultKind.MANIFEST_NOT_JSON),
+    (blob_tmp, FaultKind.LEFT_OVER_TMP),
+    (layer_tmp, FaultKind.LEFT_OVER_TMP),
+    (tag_tmp, FaultKind.LEFT_OVER_TMP),
+    (lose_manifests, FaultKind.REPO_WITHOUT_MANIFESTS),
+    (lose_layers, FaultKind.REPO_WITHOUT_LAYERS),
+    (old_upload, FaultKind.OLD_UPLOAD),
+    (upload_without_startedat, FaultKind.UPLOAD_WITHOUT_STARTEDAT),
+    (upload_with_bad_startedat, FaultKind.UPLOAD_WITH_BAD_STARTEDAT),
+    (upload_with_bad_hashstate, FaultKind.UPLOAD_WITH_BAD_HASHSTATE),
+    (state_of_other_bytes, FaultKind.UPLOAD_WITH_BAD_HASHSTATE),
+    (junk_link, FaultKind.BAD_LINK),
+    (huge_link, FaultKind.BAD_LINK),
+    (link_elsewhere, FaultKind.BAD_LINK),
+    (no_manifest, FaultKind.INVALID_MANIFEST),
+    (lost_layer_link, FaultKind.MISSING_REFERENCE),
+    (too_large, FaultKind.SIZE_MISMATCH),
+    (misplace, FaultKind.MISPLACED_BLOB),
+]
+
+
+async def test_a_clean_registry_has_no_faults(registry: Registry) -> None:
+    """Nothing is found where nothing is wrong, with or without --deep."""
+    assert await kinds_of(registry) == []
+    assert await kinds_of(registry, deep=True) == []
+
+
+@pytest.mark.parametrize(("damage", "kind"), BREAKS, ids=lambda value: getattr(value, "__name__", value))
+async def test_each_fault_is_found_alone(tree: Tree, registry: Registry, damage: Break, kind: FaultKind) -> None:
+    """One thing broken by hand is one fault of its kind, at its place."""
+    place = await damage(tree)
+    assert await kinds_of(registry) == [(kind.value, place)]
+
+
+@pytest.mark.parametrize("damage", [corrupt, corrupt_manifest], ids=lambda value: value.__name__)
+async def test_wrong_bytes_are_found_by_reading_them(tree: Tree, registry: Registry, damage: Break) -> None:
+    """A blob of the right size with wrong bytes is found with `deep` only."""
+    place = await damage(tree)
+    assert await kinds_of(registry) == []
+    assert await kinds_of(registry, deep=True) == [("corrupt-blob", place)]
+
+
+async def test_a_blob_of_wrong_size_is_not_found_twice(tree: Tree, registry: Registry) -> None:
+    """What its size gave away is not also corrupt."""
+    place = await truncate(tree)
+    assert await kinds_of(registry, deep=True) == [("truncated-blob", place)]
+
+
+async def test_a_blob_that_is_too_large_and_wrong_is_corrupt(tree: Tree, registry: Registry) -> None:
+    """With `deep` it is known that the blob is wrong, and not the manifest."""
+    place = await too_large(tree)
+    assert await kinds_of(registry, deep=True) == [("corrupt-blob", place)]
+
+
+async def test_a_manifest_that_says_a_wrong_size_is_told_from_a_damaged_blob(tree: Tree, registry: Registry) -> None:
+    """A registry does not look at sizes in manifests; with `deep` the blob is known to be good."""
+    liar = json.loads(MANIFEST)
+    other = b"another layer"
+    liar["layers"] = [describe(other, "layer.v1.tar") | {"size": 99}]
+    await tree.put_layer("team/app", other)
+    await tree.put_manifest("team/app", json.dumps(liar).encode())
+    place = f"sha256:{sha256(other)}"
+    assert await kinds_of(registry) == [("truncated-blob", place)]
+    assert await kinds_of(registry, deep=True) == [("size-mismatch", place)]
+
+
+async def test_manifests_that_disagree_about_a_size_are_not_believed(tree: Tree, registry: Registry) -> None:
+    """If two say different sizes, neither can call the blob damaged."""
+    liar = json.loads(MANIFEST)
+    liar["layers"][0]["size"] += 1
+    await tree.put_manifest("team/app", json.dumps(liar).encode())
+    assert await kinds_of(registry) == []
+
+
+# --- what is no fault ------------------------------------------------------------------------------------------------
+
+
+async def test_a_deleted_manifest_is_no_orphan(tree: Tree, registry: Registry) -> None:
+    """A registry deletes its links; the blob, a manifest, is left to garbage collection, its layers stay linked."""
+    await tree.driver.delete(f"{APP}/_manifests/revisions/sha256/{sha256(MANIFEST)}/link")
+    await tree.driver.delete(f"{APP}/_manifests/tags/v1")
+    await tree.driver.make_directory(f"{APP}/_manifests/revisions")
+    assert await kinds_of(registry) == []
+
+
+async def test_a_repository_with_single_blobs_lacks_no_manifests(tree: Tree, registry: Registry) -> None:
+    """Blobs that were uploaded or mounted by themselves are no image that has lost its manifest."""
+    await tree.put_layer("given/blobs", CONFIG)
+    await tree.put_layer("given/blobs", b"of no image")
+    assert await kinds_of(registry) == []
+
+
+async def test_a_copy_of_an_image_without_its_manifest_lacks_it(tree: Tree, registry: Registry) -> None:
+    """All blobs of an image that is elsewhere, and no `_manifests`."""
+    await tree.put_layer("another", CONFIG)
+    await tree.put_layer("another", LAYER)
+    assert await kinds_of(registry) == [("repo-without-manifests", "another")]
+
+
+async def test_what_is_left_of_a_cancelled_upload_is_no_fault(tree: Tree, registry: Registry) -> None:
+    """Every registry leaves it every time, and hides it."""
+    await tree.put_upload("team/app", started_at=None, data=None, n0=state(count=0))
+    assert await kinds_of(registry) == []
+
+
+async def test_hash_states_that_are_not_of_this_size_do_not_count(tree: Tree, registry: Registry) -> None:
+    """A registry loads the one whose number is the size; others may be anything, or ahead of the data after a crash."""
+    await tree.put_upload("team/app", started_at=ago(days=1), n2=b"junk", n3=state(count=3), n9=state(count=9))
+    assert await kinds_of(registry) == []
+
+
+async def test_how_old_an_upload_may_be_can_be_said(tree: Tree, registry: Registry) -> None:
+    """`old` is a week unless it is given."""
+    await tree.put_upload("team/app", started_at=ago(hours=3))
+    assert await kinds_of(registry) == []
+    assert await kinds_of(registry, old=timedelta(hours=2)) == [("old-upload", f"team/app {UUID}")]
+
+
+async def test_an_empty_blob_may_have_the_digest_of_nothing(tree: Tree, registry: Registry) -> None:
+    """Registries take it as a layer."""
+    await tree.put_layer("team/app", b"")
+    assert await kinds_of(registry) == []
+
+
+async def test_an_alias_is_no_fault(tree: Tree, registry: Registry) -> None:
+    """A link by sha512 holds the sha256 digest."""
+    alias = hashlib.sha512(LAYER).hexdigest()
+    await tree.put(f"{APP}/_layers/sha512/{alias}/link", f"sha256:{sha256(LAYER)}")
+    assert await kinds_of(registry) == []
+
+
+async def test_signatures_of_old_registries_are_no_orphans(tree: Tree, registry: Registry) -> None:
+    """Before 2.5 each was a blob, linked from the revision."""
+    signature = b"{signature}"
+    await tree.put_blob(signature)
+    revision = f"{APP}/_manifests/revisions/sha256/{sha256(MANIFEST)}"
+    await tree.put(f"{revision}/signatures/sha256/{sha256(signature)}/link", f"sha256:{sha256(signature)}")
+    assert await kinds_of(registry) == []
+
+
+# --- what changes meanwhile ----------------------------------------------------------------------------------------
+
+
+async def test_a_push_that_ends_meanwhile_is_no_fault(tree: Tree, registry: Registry) -> None:
+    """A blob that is stored and not yet linked when it is seen is looked at again."""
+    await tree.put_blob(b"pushed")
+    names = []
+
+    def finish(progress: Progress) -> None:
+        names.append(progress.phase)
+
+    async with aclosing(check(registry, settle=0.2, report=finish)) as faults, trio.open_nursery() as nursery:
+        nursery.start_soon(_link_when, tree, names)
+        assert [fault async for fault in faults] == []
+
+
+async def _link_when(tree: Tree, phases: list[str]) -> None:
+    """Links the blob once the blobs have been looked at."""
+    while "blobs" not in phases:
+        await trio.sleep(0.005)
+    await tree.put_layer("team/app", b"pushed")
+
+
+async def test_a_link_that_is_rewritten_meanwhile_is_no_fault(tree: Tree, registry: Registry) -> None:
+    """Registries before 3.1 empty a link before they write it."""
+    await tree.put(f"{APP}/_manifests/tags/v1/current/link", "")
+    async with trio.open_nursery() as nursery:
+
+        async def repair() -> None:
+            await trio.sleep(0.2)
+            await tree.put(f"{APP}/_manifests/tags/v1/current/link", f"sha256:{sha256(MANIFEST)}")
+
+        nursery.start_soon(repair)
+        async with aclosing(check(registry, settle=0.3)) as faults:
+            assert [fault async for fault in faults] == []
+
+
+# --- options -------------------------------------------------------------------------------------------------------
+
+
+async def test_one_repository_can_be_checked_alone(tree: Tree, registry: Registry) -> None:
+    """What is wrong with it and with its blobs is found, nothing elsewhere, and no orphans."""
+    await tree.put_blob(b"orphan")
+    await tree.put(f"{REPOSITORIES}/bad/_layers/sha256/{HEX}/link", "")
+    place = await corrupt(tree)
+    assert await kinds_of(registry, repositories=["team/app"], deep=True) == [("corrupt-blob", place)]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("nope", RepositoryUnknown), ("team", RepositoryUnknown), ("../x", InvalidRepositoryName)]
+)
+async def test_a_repository_that_is_none_is_refused(registry: Registry, name: str, error: type[Exception]) -> None:
+    """Rather than found without faults."""
+    with pytest.raises(error):
+        await kinds_of(registry, repositories=[name])
+
+
+async def test_the_bytes_that_are_hashed_are_reported(registry: Registry) -> None:
+    """The last report has all of them, and they are known from the first on."""
+    reports: list[Progress] = []
+    await faults_of(registry, deep=True, report=reports.append)
+    hashed = [report for report in reports if report.phase == "contents"]
+    total = len(CONFIG) + len(LAYER) + len(MANIFEST)
+    assert (hashed[-1].done, {report.total for report in hashed}) == (total, {total})
+
+
+async def test_a_storage_without_a_registry_is_no_clean_one(driver: StorageDriver) -> None:
+    """It raises instead."""
+    with pytest.raises(PathNotFound):
+        await kinds_of(Registry(driver))
+
+
+async def test_every_fault_explains_itself(tree: Tree, registry: Registry) -> None:
+    """Each has what it is, where, why it matters and what to do, also as JSON."""
+    for damage in (orphan, half_a_tag, dangling_revision, old_upload):
+        await damage(tree)
+    for fault in await faults_of(registry):
+        fields = json.loads(json.dumps(fault.as_dict()))
+        assert all(fields[name] for name in ("kind", "severity", "place", "path", "explanation", "remedy"))
+
+
+# --- hostile storage -------------------------------------------------------------------------------------------------
+
+
+async def test_fifos_and_symbolic_links_do_not_hold_it_up(tmp_path: Path) -> None:
+    """What is no file is not opened; a link that is one is bad, a blob that is one is not there."""
+    driver = LocalDriver(str(tmp_path / "storage"), create=True)
+    tree = Tree(driver)
+    registry = await Registry.open(driver, create=True)
+    await tree.put_image("team/app")
+    root = str(tmp_path / "storage")
+    await tree.driver.delete(tree.blob_path(LAYER))
+    os.mkfifo(root + tree.blob_path(LAYER))
+    await tree.driver.delete(tree.layer_path("team/app", CONFIG))
+    os.mkfifo(root + tree.layer_path("team/app", CONFIG))
+    os.makedirs(f"{root}{APP}/_uploads/{UUID}")
+    os.mkfifo(f"{root}{APP}/_uploads/{UUID}/startedat")
+    os.symlink("/", f"{root}{REPOSITORIES}/everything")
+    with trio.fail_after(30):
+        found = await kinds_of(registry, deep=True)
+    assert found == [
+        ("bad-link", f"team/app sha256:{sha256(CONFIG)}"),
+        ("dangling-layer-link", f"team/app sha256:{sha256(LAYER)}"),
+    ]

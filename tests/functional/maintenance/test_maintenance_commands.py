@@ -1,0 +1,276 @@
+"""`layerfs check` and `layerfs purge-uploads` as a user types them: what they say and what they exit with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness.commands import run
+from harness.mount import COMMAND
+from harness.storage import Storage, digest_of, snapshot
+
+CLEAN, FAULTS, FAILED, USAGE = 0, 4, 8, 16
+
+
+@pytest.fixture
+def registry(storage: Storage) -> Storage:
+    """A repository with one layer, and nothing wrong."""
+    storage.make_repository("team/app")
+    storage.put_layer("team/app", b"a layer")
+    return storage
+
+
+def check(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return run(COMMAND, "check", *arguments, check=False, **options)
+
+
+def purge(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run(COMMAND, "purge-uploads", *arguments, check=False)
+
+
+def old_upload(storage: Storage, name: str = "team/app", *, idle: int = 2 * 3600) -> str:
+    """An upload of 2015 that nothing was written to for `idle` seconds."""
+    upload = storage.put_upload(name, b"x" * 1000, started_at="2015-01-02T03:04:05Z")
+    age(storage.upload(name, upload), idle)
+    return upload
+
+
+def age(directory: Path, seconds: int) -> None:
+    for path in [directory, *directory.rglob("*")]:
+        time = path.stat().st_mtime - seconds
+        os.utime(path, (time, time))
+
+
+def read_terminal(master: int) -> str:
+    """All that was written to a terminal that nobody has open any more."""
+    shown = b""
+    with contextlib.suppress(OSError), open(master, "rb", buffering=0) as file:
+        while chunk := file.read(4096):
+            shown += chunk
+    return shown.decode(errors="replace")
+
+
+def let_everybody_in(directory: Path) -> None:
+    """pytest's directories are for their owner only."""
+    for parent in directory.parents:
+        if str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [[], ["--deep"]])
+def test_check_says_nothing_of_clean_storage(fixture_trees: Path, options: list[str]) -> None:
+    """No output at all, exit code 0."""
+    result = check(*options, fixture_trees / "storage")
+    assert (result.returncode, result.stdout, result.stderr) == (CLEAN, "", "")
+
+
+def test_check_prints_a_line_for_each_fault(fixture_trees: Path) -> None:
+    """Severity, kind and place, as grep wants them; exit code 4."""
+    result = check("--deep", fixture_trees / "damaged")
+    assert result.returncode == FAULTS, result.stderr
+    lines = {" ".join(line.split()[1:]) for line in result.stdout.splitlines() if line.startswith(("error", "warning"))}
+    assert set((fixture_trees / "damaged.txt").read_text().splitlines()) <= lines
+
+
+def test_check_prints_json(fixture_trees: Path) -> None:
+    """One object for each fault, and one that sums them up."""
+    result = check("--deep", "--format", "json", fixture_trees / "damaged")
+    *faults, summary = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {fault["type"] for fault in faults} == {"fault"}
+    assert (summary["type"], summary["faults"], sum(summary["kinds"].values())) == ("summary", len(faults), len(faults))
+    assert summary["errors"] + summary["warnings"] == len(faults)
+
+
+def test_check_sums_up_nothing_in_json(registry: Storage) -> None:
+    """So that whoever parses it knows that it came to the end."""
+    result = check("--format", "json", registry.root)
+    assert result.returncode == CLEAN
+    assert json.loads(result.stdout) == {"type": "summary", "faults": 0, "errors": 0, "warnings": 0, "kinds": {}}
+
+
+def test_check_changes_nothing(storage_copy: Callable[[str], Storage]) -> None:
+    """Not a byte, whatever is wrong."""
+    storage = storage_copy("damaged")
+    before = snapshot(storage.root)
+    check("--deep", storage.root)
+    assert snapshot(storage.root) == before
+
+
+def test_check_of_one_repository(fixture_trees: Path) -> None:
+    """Others' faults are not its own."""
+    assert check("--repository", "team/app-docker", fixture_trees / "damaged").stdout == ""
+    assert check("--repository", "base", "--repository", "a", fixture_trees / "damaged").returncode == FAULTS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--bogus", "."], ["--jobs", "0", "."], ["--format", "xml", "."], ["/nowhere/at/all"], ["/proc"], [""]],
+    ids=" ".join,
+)
+def test_check_of_what_cannot_be_checked(arguments: list[str]) -> None:
+    """Exit code 16, and one line that says why."""
+    result = check(*arguments)
+    assert (result.returncode, result.stdout) == (USAGE, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("layerfs: ")
+
+
+@pytest.mark.parametrize("name", ["nope", "team", "../../blobs", "a\nb"])
+def test_check_of_a_repository_that_is_none(registry: Storage, name: str) -> None:
+    """Exit code 16 as well: a typing error must not look like a clean bill."""
+    result = check("--repository", name, registry.root)
+    assert result.returncode == USAGE
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_check_says_what_it_could_not_look_at(registry: Storage) -> None:
+    """A directory that may not be read is no clean one: exit code 8."""
+    let_everybody_in(registry.root)
+    (registry.repository("team/app") / "_layers").chmod(0)
+    result = check("--format", "json", "--repository", "team/app", registry.root, user=65534, group=65534)
+    found = {json.loads(line).get("kind") for line in result.stdout.splitlines()}
+    assert (result.returncode, found) == (FAILED, {"unreadable", None})
+
+
+def test_check_shows_bytes_on_a_terminal(registry: Storage) -> None:
+    """While blobs are read: how many, of how many, how fast, how long still. Faults stay on standard output."""
+    registry.put_link("team/app", digest_of(b"gone"))
+    master, slave = pty.openpty()
+    result = subprocess.run(
+        [COMMAND, "check", "--deep", str(registry.root)],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        text=True,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+        timeout=60,
+        check=False,
+    )
+    os.close(slave)
+    shown = read_terminal(master)
+    assert "dangling-layer-link" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "contents" in shown
+
+
+def test_check_escapes_what_storage_says(registry: Storage) -> None:
+    """A link can hold anything; a terminal must not act on it."""
+    registry.put_link(
+        "team/app",
+        digest_of(b"evil"),
+        b"\x1b]0;owned\x07 and more than enough to be no link in the making, which would be read again",
+    )
+    result = check(registry.root)
+    assert result.returncode == FAULTS
+    assert "\x1b" not in result.stdout
+
+
+# --- purge-uploads -------------------------------------------------------------------------------------------------
+
+
+def test_purge_deletes_old_uploads(registry: Storage) -> None:
+    """Each is reported with repository, id, age and size, then the sum."""
+    upload = old_upload(registry)
+    result = purge(registry.root)
+    assert (result.returncode, result.stderr) == (0, "")
+    _head, row, total = result.stdout.splitlines()
+    assert (row.split()[0], row.split()[2:]) == (upload, ["1000", "team/app"])
+    assert total == "1 upload deleted, 1000 bytes"
+    assert registry.uploads("team/app") == []
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "-n"])
+def test_a_dry_run_changes_nothing(registry: Storage, option: str) -> None:
+    """And says what would be deleted."""
+    upload = old_upload(registry)
+    before = snapshot(registry.root)
+    result = purge(option, registry.root)
+    assert result.returncode == 0
+    assert upload in result.stdout
+    assert result.stdout.splitlines()[-1] == "1 upload would be deleted, 1000 bytes"
+    assert snapshot(registry.root) == before
+
+
+def test_purge_prints_json(registry: Storage) -> None:
+    """One object for each upload, and one that sums them up; the age in seconds."""
+    upload = old_upload(registry)
+    first, summary = [json.loads(line) for line in purge("--format", "json", registry.root).stdout.splitlines()]
+    assert (first["type"], first["upload"], first["repository"], first["size"]) == ("upload", upload, "team/app", 1000)
+    assert first["age"] > 10 * 365 * 86400
+    assert summary == {"type": "summary", "uploads": 1, "size": 1000, "dryRun": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "purged"), [("7d", True), ("168h", True), ("9d", False), ("1w1d1h", False), ("0", True)]
+)
+def test_the_age_is_written_as_people_write_it(registry: Storage, text: str, purged: bool) -> None:
+    """Weeks, days, hours, minutes, seconds, and sums of them."""
+    upload = registry.put_upload("team/app", b"x", started_at=None)
+    age(registry.upload("team/app", upload), 8 * 86400)
+    assert purge("--older-than", text, registry.root).returncode == 0
+    assert (registry.uploads("team/app") == []) is purged
+
+
+@pytest.mark.parametrize("text", ["", "7", "-1h", "1y", "h", "1h 2m", "1e9d", "9" * 400 + "d", "nan"])
+def test_an_age_that_is_none_is_refused(registry: Storage, text: str) -> None:
+    """Exit code 1, nothing deleted: `7` could be days or hours."""
+    old_upload(registry)
+    result = purge(f"--older-than={text}", registry.root)
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert len(registry.uploads("team/app")) == 1
+
+
+def test_purge_says_what_it_kept(registry: Storage) -> None:
+    """One that was just written to, on standard error, with the reason."""
+    upload = old_upload(registry, idle=0)
+    result = purge(registry.root)
+    assert (result.returncode, result.stdout) == (0, "0 uploads deleted, 0 bytes\n")
+    assert upload in result.stderr
+    assert len(registry.uploads("team/app")) == 1
+
+
+def test_purge_of_what_is_no_registry() -> None:
+    """Exit code 1."""
+    assert purge("/nowhere/at/all").returncode == 1
+
+
+def test_purge_where_nothing_may_be_deleted(registry: Storage) -> None:
+    """Exit code 1, and why."""
+    upload = old_upload(registry)
+    let_everybody_in(registry.root)
+    result = run(COMMAND, "purge-uploads", registry.root, check=False, user=65534, group=65534)
+    assert result.returncode == 1
+    assert upload in result.stderr
+    assert len(registry.uploads("team/app")) == 1
+
+
+def test_purge_leaves_what_a_mount_writes(registry: Storage, mounts: Callable[..., object]) -> None:
+    """An upload that is open in a mount is not old, whatever is said of its age."""
+    mount = mounts(registry)
+    path = mount.path / "team/app/_uploads/layer.tar"
+    with path.open("wb") as file:
+        file.write(b"half")
+        file.flush()
+        os.fsync(file.fileno())
+        purge("--older-than", "0", registry.root)
+        file.write(b" whole")
+    assert path.read_bytes() == b"half whole"
+
+
+def test_check_of_what_is_being_used(registry: Storage, mounts: Callable[..., object]) -> None:
+    """A mount with an upload under way leaves nothing that looks wrong."""
+    mount = mounts(registry)
+    with (mount.path / "team/app/_uploads/layer.tar").open("wb") as file:
+        file.write(b"half")
+        file.flush()
+        os.fsync(file.fileno())
+        result = check("--deep", registry.root)
+    assert (result.returncode, result.stdout) == (CLEAN, "")

@@ -1,0 +1,215 @@
+"""Which uploads are purged: the registry's own rules as a table, and where layerfs goes further."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from harness.handmade import REPOSITORIES, UUID, Tree, ago
+
+from layerfs.driver.local import LocalDriver
+from layerfs.registry import Registry
+from layerfs.registry.maintenance import KeptUpload, PurgedUpload, purge_uploads
+from layerfs.registry.maintenance.times import parse_rfc3339
+
+WEEK = timedelta(hours=168)
+OTHER = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+
+async def purge(registry: Registry, **options: object) -> list[PurgedUpload]:
+    """Purges as it would be in two hours, when nobody is writing any more, unless another time is given."""
+    options = {"now": datetime.now(UTC) + timedelta(hours=2)} | options
+    async with aclosing(purge_uploads(registry, **options)) as uploads:
+        return [upload async for upload in uploads]
+
+
+#: What `startedat` holds, and whether a registry purges the upload after a week (facts B.10).
+REGISTRY_RULES = [
+    ("2001-02-03T04:05:06Z", True),
+    ("2001-02-03T04:05:06+02:00", True),
+    ("2001-02-03T04:05:06-11:30", True),
+    ("2001-02-03T04:05:06.5Z", True),
+    ("2001-02-03T04:05:06.123456789Z", True),
+    (ago(days=8), True),
+    (ago(days=6), False),
+    (ago(days=-1), False),
+]
+
+#: What a registry does not understand, and therefore keeps for ever.
+NO_TIMES = [None, "", "yesterday", "2001-02-03", "2001-02-03T04:05:06Z\n", "2001-02-03T04:05:06", "x" * 5000]
+
+
+@pytest.mark.parametrize(("started_at", "purged"), REGISTRY_RULES)
+async def test_times_are_understood_as_registries_do(
+    tree: Tree, registry: Registry, started_at: str, purged: bool
+) -> None:
+    """Where a registry can tell the age, layerfs purges what it does."""
+    directory = await tree.put_upload("team/app", started_at=started_at)
+    found = await purge(registry)
+    assert [upload.upload for upload in found] == ([UUID] if purged else [])
+    assert await tree.exists(directory) is not purged
+
+
+@pytest.mark.parametrize("started_at", NO_TIMES, ids=repr)
+async def test_without_a_usable_startedat_the_last_change_counts(
+    tree: Tree, registry: Registry, started_at: str | None
+) -> None:
+    """A registry keeps these for ever; here they go when nothing was changed for as long as was asked for."""
+    directory = await tree.put_upload("team/app", started_at=started_at)
+    assert await purge(registry) == []
+    now = datetime.now(UTC) + WEEK + timedelta(minutes=1)
+    (upload,) = await purge(registry, now=now)
+    assert (upload.upload, upload.started_at, upload.size) == (UUID, None, 3)
+    assert not await tree.exists(directory)
+
+
+async def test_ghosts_go_by_their_last_change(tree: Tree, registry: Registry) -> None:
+    """What every registry leaves of a cancelled upload, and none removes."""
+    directory = await tree.put_upload("team/app", started_at=None, data=None, n0=b"state")
+    assert await purge(registry) == []
+    assert len(await purge(registry, now=datetime.now(UTC) + WEEK + timedelta(minutes=1))) == 1
+    assert not await tree.exists(directory)
+
+
+async def test_an_empty_directory_goes_by_its_own_last_change(tree: Tree, registry: Registry) -> None:
+    """It may be the beginning of an upload; a week later it is not."""
+    directory = f"{REPOSITORIES}/team/app/_uploads/{UUID}"
+    await tree.driver.make_directory(directory)
+    assert await purge(registry) == []
+    await purge(registry, now=datetime.now(UTC) + WEEK + timedelta(minutes=1))
+    assert not await tree.exists(directory)
+
+
+async def test_the_same_id_in_two_repositories_is_two_uploads(tree: Tree, registry: Registry) -> None:
+    """A registry purges the one that it finds last; each is judged by itself here."""
+    await tree.put_upload("team/app", started_at=ago(days=8))
+    await tree.put_upload("other", started_at=ago(days=8))
+    young = await tree.put_upload("young", started_at=ago(days=1))
+    assert [upload.repository for upload in await purge(registry)] == ["other", "team/app"]
+    assert await tree.exists(young)
+
+
+@pytest.mark.parametrize("uuid", ["my-upload", "0123456789abcdef0123456789abcdef", OTHER])
+async def test_any_id_is_purged(tree: Tree, registry: Registry, uuid: str) -> None:
+    """A registry purges UUIDs only; its route takes more, so more can be there."""
+    await tree.put_upload("team/app", started_at=ago(days=8), uuid=uuid)
+    assert [upload.upload for upload in await purge(registry)] == [uuid]
+
+
+async def test_nothing_but_the_upload_is_deleted(tree: Tree, registry: Registry) -> None:
+    """Its neighbours, the directory of uploads and the repository stay."""
+    await tree.put_upload("team/app", started_at=ago(days=8))
+    kept = await tree.put_upload("team/app", started_at=ago(days=1), uuid=OTHER)
+    await purge(registry)
+    assert await tree.exists(f"{kept}/data")
+    assert [layer.digest for layer in await registry.repository("team/app").layers.list()]
+
+
+async def test_a_dry_run_changes_nothing(tree: Tree, registry: Registry) -> None:
+    """And gives what a real one deletes."""
+    directory = await tree.put_upload("team/app", started_at=ago(days=8))
+    dry = await purge(registry, dry_run=True)
+    assert await tree.exists(f"{directory}/data")
+    wet = await purge(registry)
+    assert [(upload.repository, upload.upload, upload.size) for upload in dry] == [
+        (upload.repository, upload.upload, upload.size) for upload in wet
+    ]
+
+
+async def test_an_age_of_zero_takes_all(tree: Tree, registry: Registry) -> None:
+    """Whoever says 0 means that nobody is writing."""
+    directory = await tree.put_upload("team/app", started_at=ago(seconds=1))
+    assert len(await purge(registry, older_than=timedelta(), now=datetime.now(UTC) + timedelta(seconds=1))) == 1
+    assert not await tree.exists(directory)
+
+
+# --- never one that is being written ---------------------------------------------------------------------------------
+
+
+async def test_one_that_was_just_written_is_kept(tree: Tree, registry: Registry) -> None:
+    """It began long ago, but somebody has come back to it within the hour."""
+    directory = await tree.put_upload("team/app", started_at=ago(days=8))
+    kept: list[KeptUpload] = []
+    assert await purge(registry, now=datetime.now(UTC), on_kept=kept.append) == []
+    assert [upload.upload for upload in kept] == [UUID]
+    assert await tree.exists(f"{directory}/data")
+
+
+async def test_an_age_below_an_hour_is_idle_time_as_well(tree: Tree, registry: Registry) -> None:
+    """Who asks for ten minutes says that ten minutes are long."""
+    await tree.put_upload("team/app", started_at=ago(days=8))
+    age = timedelta(minutes=10)
+    assert await purge(registry, older_than=age, now=datetime.now(UTC) + timedelta(minutes=9)) == []
+    assert len(await purge(registry, older_than=age, now=datetime.now(UTC) + timedelta(minutes=11))) == 1
+
+
+async def test_a_hash_state_that_was_just_written_is_a_sign_of_life(tree: Tree, registry: Registry) -> None:
+    """On an object store that is all that can be seen of an upload: its bytes are in parts."""
+    await tree.put_upload("team/app", started_at=ago(days=8), data=None, n100=b"state")
+    assert await purge(registry, now=datetime.now(UTC)) == []
+
+
+@pytest.fixture
+async def on_disk(tmp_path: Path) -> Tree:
+    """A registry on a local disk, where it can be seen who has a file open."""
+    driver = LocalDriver(str(tmp_path / "disk"), create=True)
+    await Registry.open(driver, create=True)
+    return Tree(driver)
+
+
+async def test_one_that_a_process_has_open_is_kept(on_disk: Tree, tmp_path: Path) -> None:
+    """A registry in the middle of a request that takes days."""
+    directory = await on_disk.put_upload("team/app", started_at=ago(days=8))
+    registry = Registry(on_disk.driver)
+    kept: list[KeptUpload] = []
+    with open(f"{tmp_path}/disk{directory}/data", "ab"):
+        assert await purge(registry, on_kept=kept.append) == []
+    assert "open" in kept[0].reason
+    assert len(await purge(registry)) == 1
+
+
+async def test_one_that_a_process_reads_is_purged(on_disk: Tree, tmp_path: Path) -> None:
+    """A reader, such as a backup, does not count."""
+    directory = await on_disk.put_upload("team/app", started_at=ago(days=8))
+    with open(f"{tmp_path}/disk{directory}/data", "rb"):
+        assert len(await purge(Registry(on_disk.driver))) == 1
+
+
+async def test_one_that_this_program_writes_is_kept(on_disk: Tree) -> None:
+    """As a mount does: bytes are still to come."""
+    registry = Registry(on_disk.driver)
+    upload = await registry.repository("team/app").layers.upload()
+    await upload.write(b"abc")
+    await upload.flush()
+    assert await purge(registry, now=datetime.now(UTC) + 2 * WEEK) == []
+    await upload.close()
+
+
+# --- times ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-23T00:06:39Z", datetime(2026, 11, 23, 0, 6, 39, tzinfo=UTC)),
+        ("2026-11-23t00:06:39z", datetime(2026, 11, 23, 0, 6, 39, tzinfo=UTC)),
+        ("2026-11-23 00:06:39Z", datetime(2026, 11, 23, 0, 6, 39, tzinfo=UTC)),
+        ("2026-11-23T00:06:39.25+01:30", datetime(2026, 11, 22, 22, 36, 39, 250000, tzinfo=UTC)),
+        ("2026-11-23T00:06:39-00:00", datetime(2026, 11, 23, 0, 6, 39, tzinfo=UTC)),
+        ("2016-12-31T23:59:60Z", datetime(2017, 1, 1, tzinfo=UTC)),
+        ("2026-02-30T00:00:00Z", None),
+        ("2026-11-23T24:00:00Z", None),
+        ("2026-11-23T00:06:61Z", None),
+        ("2026-11-23T00:06:39+24:00", None),
+        ("0000-01-01T00:00:00Z", None),
+        ("0001-01-01T00:00:00+23:59", None),
+        ("9999-12-31T23:59:60Z", None),
+        ("2026-11-23T00:06:39Z ", None),
+        ("\uff12026-11-23T00:06:39Z", None),
+    ],
+)
+def test_times_of_rfc_3339(text: str, expected: datetime | None) -> None:
+    """All of its forms, and nothing that only looks like one."""
+    assert parse_rfc3339(text.encode()) == expected
