@@ -109,7 +109,7 @@ class LayerService:
     async def exists(self, digest: LayerName) -> bool:
         """Whether `fetch` would find it."""
         try:
-            await self.stat(digest)
+            await self._stat(digest, recall=False)
         except LayerUnknown:
             return False
         return True
@@ -163,7 +163,6 @@ class LayerService:
             raise LayerExists(self.name, digest)
         await make_repository(self._driver, self.name)
         await link_layer(self._driver, self.name, info.blob.digest, digest)
-        await self._blobs.learn(info.blob.digest, info.blob.size, repository=self.name)
         return info
 
     async def delete(self, digest: LayerName) -> None:

@@ -6,7 +6,14 @@ import os
 
 import pytest
 
-from layerfs.config import InvalidOption, MountConfig, parse_mount_options, parse_value
+from layerfs.config import (
+    CACHE_VARIABLE,
+    InvalidOption,
+    MountConfig,
+    cache_from_environment,
+    parse_mount_options,
+    parse_value,
+)
 
 
 def test_what_fstab_says_to_everybody_is_ignored() -> None:
@@ -18,11 +25,13 @@ def test_what_fstab_says_to_everybody_is_ignored() -> None:
 
 def test_every_option_has_its_dash_o_form() -> None:
     """`-o key_with_underscores=value` sets the field of that name, with the value that the long option would have."""
-    given = "allow_delete,allow_other,create,read_only,trust_hash_states,uid=5,gid=6,umask=027,metadata_ttl=0.5"
-    given += ",operation_timeout=9,max_handles=7,max_uploads=8,log_level=debug,log_format=json,log_file=/tmp/log"
+    given = "allow_delete,allow_other,cache=memory,create,read_only,trust_hash_states,uid=5,gid=6,umask=027"
+    given += ",metadata_ttl=0.5,operation_timeout=9,max_handles=7,max_uploads=8"
+    given += ",log_level=debug,log_format=json,log_file=/tmp/log"
     assert parse_mount_options(given) == {
         "allow_delete": True,
         "allow_other": True,
+        "cache": "memory",
         "create": True,
         "read_only": True,
         "trust_hash_states": True,
@@ -89,6 +98,7 @@ def test_what_nobody_knows_is_an_error_that_names_it(text: str) -> None:
         *[("max_handles", text) for text in ("0", "-1", "1.5", "", "²")],
         *[("uid", text) for text in ("-1", "", "no-such-user", "4294967295")],
         ("gid", "no-such-group"),
+        *[("cache", text) for text in ("", "disk", "MEMORY", "redis", "http://host", "redis:/host")],
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("log_file", ""),
@@ -128,3 +138,48 @@ def test_the_owner_is_who_mounts() -> None:
     """Without `uid` and `gid` files belong to this process."""
     config = MountConfig(source="s", mountpoint="m")
     assert (config.uid, config.gid) == (os.geteuid(), os.getegid())
+
+
+@pytest.mark.parametrize(
+    "text", ["none", "memory", "redis://localhost", "rediss://host:6380/2", "unix:///run/redis.sock"]
+)
+def test_caches(text: str) -> None:
+    """None, memory, or a Redis by its URL; none is the default."""
+    assert parse_value("cache", text) == text
+    assert MountConfig(source="s", mountpoint="m").cache == "none"
+
+
+@pytest.mark.parametrize(
+    "text", ["redis://:open-sesame@host", "redis://a:open-sesame@h/0", "redis://h?password=open-sesame"]
+)
+def test_no_password_where_everybody_reads_it(text: str) -> None:
+    """`ps` shows the command line: a cache with a password is refused there, which says where it belongs."""
+    for parse in (lambda: parse_value("cache", text), lambda: parse_mount_options(f"cache={text}")):
+        with pytest.raises(InvalidOption, match=CACHE_VARIABLE) as raised:
+            parse()
+        assert "sesame" not in str(raised.value)
+
+
+def test_a_cache_with_a_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is taken, and not shown with the other options."""
+    monkeypatch.setenv(CACHE_VARIABLE, "redis://:open-sesame@host/0")
+    fields = cache_from_environment()
+    assert fields == {"cache": "redis://:open-sesame@host/0"}
+    assert "sesame" not in repr(MountConfig(source="s", mountpoint="m", **fields))
+
+
+@pytest.mark.parametrize("text", ["open-sesame", "http://:open-sesame@host"])
+def test_a_cache_without_meaning_in_the_environment(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Is refused, and not quoted: there may be a password in it."""
+    monkeypatch.setenv(CACHE_VARIABLE, text)
+    with pytest.raises(InvalidOption) as raised:
+        cache_from_environment()
+    assert "sesame" not in str(raised.value)
+
+
+def test_no_cache_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty is as good as unset."""
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    assert cache_from_environment() == {}
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_from_environment() == {}
