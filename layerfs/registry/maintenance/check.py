@@ -99,6 +99,8 @@ class _Check:
         # Paths of blobs that have a fault already.
         self._judged: set[str] = set()
         self._orphans: list[Stored] = []
+        # False when some could not be read: then it is not known what nothing leads to.
+        self._knows_links = True
         self._bytes = 0
         self._hashed = 0
 
@@ -140,6 +142,7 @@ class _Check:
         await RepositoryCheck(look, self._registry.blobs, name, self._meant, self._images).run(
             now=self._now, old=self._old
         )
+        self._knows_links = self._knows_links and not look.unreadables
         return look.faults
 
     async def _look_again(self, suspects: dict[str, list[Fault]]) -> list[Fault]:
@@ -230,7 +233,7 @@ class _Check:
         # was deleted here as likely as it was lost.
         images = self._images if self._driver.capabilities.directories else ImagesWithoutManifest()
         orphans = await without_manifests(self._driver, orphans, images)
-        if orphans:
+        if orphans and self._knows_links:
             await trio.sleep(self._settle)
             linked = await self._linked_by_now({blob.digest for blob in orphans})
             there = await self._registry.blobs.stat_many([blob.digest for blob in orphans])

@@ -65,6 +65,9 @@ class RepositoryCheck:
         self._meant = meant
         self._images = images
         self._has_layers = False
+        # False where the links could not be looked at: then nothing is said to be missing.
+        self._knows_layers = True
+        self._knows_revisions = True
         # What has a link, a good one or a bad one.
         self._layers: set[Digest] = set()
         self._revisions: set[Digest] = set()
@@ -87,7 +90,9 @@ class RepositoryCheck:
     # --- layers ----------------------------------------------------------------------------------------------
 
     async def _check_layers(self) -> None:
+        before = self._look.unreadables
         digests = await self._look.digests_in(self._directory.layers)
+        self._knows_layers = self._look.unreadables == before
         places = [
             Fault(FaultKind.DANGLING_LAYER_LINK, LayerLink(self._name, digest).path, self._name, digest=digest)
             for digest in digests
@@ -122,7 +127,9 @@ class RepositoryCheck:
     # --- manifests -------------------------------------------------------------------------------------------
 
     async def _check_revisions(self) -> None:
+        before = self._look.unreadables
         digests = await self._look.digests_in(f"{self._directory.manifests}/revisions")
+        self._knows_revisions = self._look.unreadables == before
         places = [
             Fault(FaultKind.DANGLING_REVISION, ManifestRevisionLink(self._name, digest).path, self._name, digest=digest)
             for digest in digests
@@ -188,7 +195,7 @@ class RepositoryCheck:
             self._meant.add(descriptor.digest, descriptor.size if has_sizes else -1)
         blobs = blobs_of(manifest)
         self._images.see_image(blobs)
-        missing = [blob for blob in blobs if blob not in self._layers]
+        missing = [blob for blob in blobs if blob not in self._layers and self._knows_layers]
         if missing and not self._has_layers:
             self._lacks_blobs = True
         elif missing:
@@ -212,7 +219,7 @@ class RepositoryCheck:
             if link is None and place.tag not in bad:
                 path = place.path.removesuffix("/current/link")
                 self._found(replace(place, kind=FaultKind.TAG_WITHOUT_CURRENT, path=path))
-            elif link is not None and link not in self._revisions:
+            elif link is not None and link not in self._revisions and self._knows_revisions:
                 self._found(replace(place, digest=link))
         await self._check_history(tags)
 

@@ -32,10 +32,13 @@ class Look:
     def __init__(self, driver: StorageDriver, jobs: int) -> None:
         self.driver = driver
         self.faults: list[Fault] = []
+        #: How many places could not be looked at.
+        self.unreadables = 0
         self._limiter = trio.CapacityLimiter(jobs)
 
     def unreadable(self, fault: Fault, error: LayerfsError) -> None:
         """Notes that the place of `fault` cannot be looked at."""
+        self.unreadables += 1
         self.faults.append(replace(fault, kind=FaultKind.UNREADABLE, detail=str(error)))
 
     async def list(self, path: str) -> Entries:

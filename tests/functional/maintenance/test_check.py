@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from harness.faulty_driver import Disk, FaultyDriver
 from harness.handmade import (
     BLOBS,
     CONFIG,
@@ -28,7 +29,7 @@ from harness.handmade import (
 
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
-from layerfs.errors import InvalidRepositoryName, PathNotFound, RepositoryUnknown
+from layerfs.errors import AccessDenied, InvalidRepositoryName, PathNotFound, RepositoryUnknown
 from layerfs.registry import Registry
 from layerfs.registry.maintenance import Fault, FaultKind, Progress, check
 
@@ -480,3 +481,16 @@ async def test_fifos_and_symbolic_links_do_not_hold_it_up(tmp_path: Path) -> Non
         ("bad-link", f"team/app sha256:{sha256(CONFIG)}"),
         ("dangling-layer-link", f"team/app sha256:{sha256(LAYER)}"),
     ]
+
+
+async def test_what_cannot_be_read_is_not_taken_for_missing(tree: Tree, registry: Registry) -> None:
+    """One directory that fails makes one fault: no layers are missing, no blobs are orphans because of it."""
+    driver = FaultyDriver(Disk(tree.driver))
+    await tree.put_blob(b"orphan")
+
+    async def refuse(what: str, path: str) -> None:
+        if what == "list" and path == f"{APP}/_layers/sha256":
+            raise AccessDenied(path, "Permission denied")
+
+    driver.on_call = refuse
+    assert await kinds_of(Registry(driver)) == [("unreadable", f"{APP}/_layers/sha256")]
