@@ -113,8 +113,8 @@ class LocalDriver(StorageDriver):
         return LocalReader(path, descriptor, size, self._cached, self._reads)
 
     async def writer(self, path: str, *, append: bool) -> FileWriter:
-        descriptor = await in_thread(self._writes, _open_for_writing, self._root, check_path(path), append)
-        return LocalWriter(self._root, path, descriptor, self._writes)
+        descriptor, status = await in_thread(self._writes, _open_for_writing, self._root, check_path(path), append)
+        return LocalWriter(self._root, path, descriptor, status, self._writes)
 
     async def seal(self, path: str) -> SealedFile:
         return await seal(self._root, check_path(path), self._writes)
@@ -278,7 +278,7 @@ def _is_being_written(root: Root, path: str) -> bool:
         os.close(number)
 
 
-def _open_for_writing(root: Root, path: str, append: bool) -> Descriptor:
+def _open_for_writing(root: Root, path: str, append: bool) -> tuple[Descriptor, os.stat_result]:
     with translated(path):
         try:
             descriptor = Descriptor(_open_or_create(root, path))
@@ -286,7 +286,7 @@ def _open_for_writing(root: Root, path: str, append: bool) -> Descriptor:
             raise ContentChanged(path, "another process has sealed it") from error
         if not append:
             os.ftruncate(descriptor.number, 0)
-        return descriptor
+        return descriptor, os.fstat(descriptor.number)
 
 
 def _open_or_create(root: Root, path: str) -> int:

@@ -30,7 +30,7 @@ import trio
 
 from layerfs.driver import lease
 from layerfs.driver.errnos import translated
-from layerfs.driver.interface import ContentVersion, SealedFile, check_path
+from layerfs.driver.interface import SealedFile, check_path
 from layerfs.driver.local_reader import read_range
 from layerfs.driver.local_writer import version_of
 from layerfs.driver.openat import Descriptor, Root, Scratch
@@ -52,20 +52,21 @@ RELEASE_DEADLINE: Final = 10
 
 async def seal(root: Root, path: str, limiter: trio.CapacityLimiter) -> SealedFile:
     """Seals the file at `path`: by a lease if one can be had, else by copying it."""
-    descriptor, version = await in_thread(limiter, _open, root, path)
-    if version is not None:
-        return _LeasedFile(root, path, descriptor, version, limiter)
+    descriptor, status = await in_thread(limiter, _open, root, path)
+    if status is not None:
+        return _LeasedFile(root, path, descriptor, status, limiter)
     try:
         return await _copy(root, path, descriptor, limiter)
     finally:
         descriptor.close()
 
 
-def _open(root: Root, path: str) -> tuple[Descriptor, ContentVersion | None]:
+def _open(root: Root, path: str) -> tuple[Descriptor, os.stat_result | None]:
+    """The file, and its attributes if there is a lease on it."""
     with translated(path):
         descriptor = Descriptor(root.open_regular(path, os.O_RDONLY)[0])
         leased = lease.take(descriptor.number)
-        return descriptor, version_of(os.fstat(descriptor.number)) if leased else None
+        return descriptor, os.fstat(descriptor.number) if leased else None
 
 
 async def _copy(root: Root, path: str, source: Descriptor, limiter: trio.CapacityLimiter) -> SealedFile:
@@ -143,12 +144,12 @@ class _LeasedFile(_LocalSealedFile):
     """The file itself, kept from being opened for writing by a lease, which goes when its descriptor is closed."""
 
     def __init__(
-        self, root: Root, path: str, descriptor: Descriptor, version: ContentVersion, limiter: trio.CapacityLimiter
+        self, root: Root, path: str, descriptor: Descriptor, status: os.stat_result, limiter: trio.CapacityLimiter
     ) -> None:
         super().__init__(path, descriptor, limiter)
         self._root = root
-        self.version = version
-        self.size = os.fstat(descriptor.number).st_size
+        self.version = version_of(status)
+        self.size = status.st_size
 
     async def release(self) -> None:
         self._descriptor.close()

@@ -45,7 +45,9 @@ class LocalWriter(FileWriter):
     a cancelled `write`, until the next operation or `close`.
     """
 
-    def __init__(self, root: Root, path: str, descriptor: Descriptor, limiter: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, root: Root, path: str, descriptor: Descriptor, status: os.stat_result, limiter: trio.CapacityLimiter
+    ) -> None:
         self._root = root
         self._path = path
         self._descriptor = descriptor
@@ -54,7 +56,7 @@ class LocalWriter(FileWriter):
         self._flush_failed = False
         self._name_is_durable = False
         self._written_back = 0
-        self._remember(os.fstat(descriptor.number))
+        self._remember(status)
 
     async def write(self, buffers: Sequence[bytes]) -> None:
         await self._run(self._append, [memoryview(buffer) for buffer in buffers if buffer])
