@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -324,6 +325,34 @@ async def test_a_redis_that_comes_back(tmp_path: Path, mock_clock: MockClock, ca
     assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO]
 
 
+async def test_a_redis_that_was_restarted_meanwhile(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A connection that has died while nobody used it is made again, which is no outage."""
+    caplog.set_level(logging.INFO)
+    with RedisServer(tmp_path) as server:
+        cache = RedisCache(server.url)
+        await cache.learn([CachedBlob(A, 7)])
+        server.kill()
+        server.start()
+        await cache.learn([CachedBlob(B, 8)])
+        assert descriptor(await cache.find(B)) == (B, 8, BLOB_TYPE)
+        await cache.close()
+    assert caplog.records == []
+
+
+async def test_a_redis_that_only_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A replica refuses to learn; what it knows is found, and the log says it once."""
+    with RedisServer(tmp_path, "--replicaof", "127.0.0.1", "1", "--replica-serve-stale-data", "yes") as server:
+        cache = RedisCache(server.url)
+        for _ in range(3):
+            await cache.learn([CachedBlob(A, 7)])
+            assert await cache.find(A) is None
+        server.client.replicaof("NO", "ONE")
+        await cache.learn([CachedBlob(A, 7)])
+        assert descriptor(await cache.find(A)) == (A, 7, BLOB_TYPE)
+        await cache.close()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
 async def test_a_redis_that_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """All who ask together wait a second at most, and whoever asks later not at all."""
     with silent_server() as url:
@@ -376,6 +405,15 @@ def test_a_url_without_meaning(url: str) -> None:
         open_cache(url)
     assert "open-sesame" not in str(raised.value)
     assert raised.value.__suppress_context__
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what to install; caches that do not need it work."""
+    monkeypatch.delitem(sys.modules, "layerfs.registry.redis_cache")
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(CacheUnusable, match=r"layerfs\[redis\]"):
+        open_cache("redis://localhost")
+    assert isinstance(open_cache("memory"), MemoryCache)
 
 
 def test_no_cache() -> None:

@@ -17,6 +17,7 @@ from layerfs.registry.cache import CachedBlob, MemoryCache
 from layerfs.registry.paths import BlobData, LayerLink
 from layerfs.registry.redis_cache import RedisCache
 from layerfs.registry.repositories import link_layer
+from layerfs.source import open_registry
 
 NAME, OTHER = "foo/bar", "foo/baz"
 CONTENT = b"content"
@@ -158,6 +159,23 @@ async def test_a_redis_never_answers_for_storage(sharing: Registry, cache: Redis
     await cache.learn([CachedBlob(DIGEST, len(CONTENT))], repository=NAME)
     with pytest.raises(LayerUnknown):
         await sharing.repository(NAME).layers.stat(DIGEST)
+
+
+@pytest.mark.parametrize(("scheme", "is_asked"), [("", True), ("file://", True), ("memory://", False)])
+async def test_what_is_storage_on_this_machine(tmp_path: Path, scheme: str, is_asked: bool) -> None:
+    """A directory, however it is written: there a cache never answers. For a mount it may elsewhere."""
+    source = "memory://" if scheme == "memory://" else f"{scheme}{tmp_path}"
+    async with open_registry(source, verb="mount", create=True, cache="memory", metadata_ttl=BELIEVE_FOR) as registry:
+        layers = registry.repository(NAME).layers
+        await store(registry.driver)
+        await layers.stat(DIGEST)
+        await lose(registry.driver)
+        if is_asked:
+            with pytest.raises(LayerUnknown):
+                await layers.stat(DIGEST)
+        else:
+            assert (await layers.stat(DIGEST)).blob.size == len(CONTENT)
+        assert not await layers.exists(DIGEST)
 
 
 # --- what it is told ------------------------------------------------------------------------------------------------
