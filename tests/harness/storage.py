@@ -10,6 +10,8 @@ import uuid
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.invariants import link_directory
+
 STARTED_AT = "2026-11-23T00:06:39Z"
 
 
@@ -82,8 +84,7 @@ class Storage:
         return self.v2 / "blobs" / algorithm / encoded[:2] / encoded / "data"
 
     def link(self, name: str, digest: str) -> Path:
-        algorithm, _, encoded = digest.partition(":")
-        return self.repository(name) / "_layers" / algorithm / encoded / "link"
+        return self.repository(name) / "_layers" / link_directory(digest) / "link"
 
     def upload(self, name: str, upload_id: str) -> Path:
         return self.repository(name) / "_uploads" / upload_id

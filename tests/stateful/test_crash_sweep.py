@@ -14,6 +14,7 @@ import pytest
 import trio
 from harness.faulty_driver import Disk, Fault, FaultyDriver, InjectedFailure, ProcessDied
 from harness.invariants import blob_path, check_storage, link_path, upload_path
+from harness.tarsums import archive, tarsum_of
 from harness.walk import files_in
 
 from layerfs.digest import Digest
@@ -28,12 +29,15 @@ from layerfs.errors import (
     RepositoryNotEmpty,
     RepositoryUnknown,
 )
+from layerfs.layername import parse_layer_name
 from layerfs.registry import LayerUpload, Registry
 
-CONTENT = bytes(range(256)) * 5
+#: An archive, so that it has a TarSum.
+CONTENT = archive("one-file.tar")
 SHA256 = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
 SHA512 = f"sha512:{hashlib.sha512(CONTENT).hexdigest()}"
 SHA384 = f"sha384:{hashlib.sha384(CONTENT).hexdigest()}"
+TARSUM = tarsum_of("one-file.tar")
 EMPTY = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 UUID = "f81d4fae-7dec-4d0a-a765-00a0c91e6bf6"
 
@@ -128,10 +132,10 @@ def finish_by(digest: str, content: bytes = CONTENT) -> Command:
             upload = await layers.resume(UUID)
         except LayerUploadUnknown:
             # Only because it is finished.
-            async with await layers.fetch(Digest.parse(digest)) as layer:
+            async with await layers.fetch(parse_layer_name(digest)) as layer:
                 assert await layer.read() == content
             return
-        assert str(await upload.finish(Digest.parse(digest), len(content))) == _sha256(content)
+        assert str(await upload.finish(parse_layer_name(digest), len(content))) == _sha256(content)
 
     return command
 
@@ -147,11 +151,11 @@ async def begun(registry: Registry) -> None:
 
 
 async def with_layer(registry: Registry) -> None:
-    """Repository `a/b` with the layer, by three names, and an empty repository `c`."""
-    for digest in (SHA256, SHA512, SHA384):
+    """Repository `a/b` with the layer, by four names, and an empty repository `c`."""
+    for digest in (SHA256, SHA512, SHA384, TARSUM):
         async with await registry.repository("a/b").layers.upload() as upload:
             await upload.write(CONTENT)
-            await upload.finish(Digest.parse(digest))
+            await upload.finish(parse_layer_name(digest))
     await registry.create_repository("c")
 
 
@@ -161,7 +165,7 @@ def test_copy_and_commit(disks: Callable[[], Disk], how: str, digest: str) -> No
 
     async def command(registry: Registry) -> None:
         layers = registry.repository("a/b").layers
-        if await layers.exists(Digest.parse(digest)):
+        if await layers.exists(parse_layer_name(digest)):
             return
         upload = await _upload_called(registry, "layer.tar")
         if upload.size:
@@ -171,7 +175,7 @@ def test_copy_and_commit(disks: Callable[[], Disk], how: str, digest: str) -> No
                 await upload.write(CONTENT[upload.offset : upload.offset + 500])
                 await upload.flush()
         upload = await layers.resume(upload.uuid)
-        await upload.finish(Digest.parse(digest), len(CONTENT))
+        await upload.finish(parse_layer_name(digest), len(CONTENT))
 
     for disk, _ in sweep(disks, how, nothing, command):
         files = trio.run(files_in, disk.driver)
@@ -179,7 +183,7 @@ def test_copy_and_commit(disks: Callable[[], Disk], how: str, digest: str) -> No
         assert files[link_path("a/b", digest)] == SHA256.encode()
 
 
-@pytest.mark.parametrize("digest", [SHA256, SHA512, SHA384], ids=["sha256", "sha512", "sha384"])
+@pytest.mark.parametrize("digest", [SHA256, SHA512, SHA384, TARSUM], ids=["sha256", "sha512", "sha384", "tarsum"])
 def test_commit(disks: Callable[[], Disk], how: str, digest: str) -> None:
     """Finishing, stopped anywhere and repeated, leaves exactly what a registry would have written."""
     for disk, _ in sweep(disks, how, begun, finish_by(digest)):
@@ -279,13 +283,13 @@ def test_rename(disks: Callable[[], Disk], how: str) -> None:
         assert trio.run(files_in, disk.driver)[upload_path("a/b", UUID, "data")] == CONTENT
 
 
-@pytest.mark.parametrize("digest", [SHA256, SHA512], ids=["sha256", "sha512"])
+@pytest.mark.parametrize("digest", [SHA256, SHA512, TARSUM], ids=["sha256", "sha512", "tarsum"])
 def test_mount(disks: Callable[[], Disk], how: str, digest: str) -> None:
     """A layer mounted from another repository is linked by the name asked for and by its canonical one."""
 
     async def command(registry: Registry) -> None:
         with contextlib.suppress(LayerExists):
-            await registry.repository("c").layers.mount("a/b", Digest.parse(digest))
+            await registry.repository("c").layers.mount("a/b", parse_layer_name(digest))
 
     for disk, _ in sweep(disks, how, with_layer, command):
         files = trio.run(files_in, disk.driver)
