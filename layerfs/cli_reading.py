@@ -21,6 +21,7 @@ from layerfs import logs
 from layerfs.exits import ExitCode
 
 if TYPE_CHECKING:
+    from layerfs.layername import LayerName
     from layerfs.reading import Image, ListedManifest, Part
     from layerfs.reference import Reference
     from layerfs.registry import Registry, Repository
@@ -326,7 +327,7 @@ async def _list_uploads(repository: Repository, output: Output, options: _ListOp
 async def _list_parts(repository: Repository, reference: Reference, output: Output, options: _ListOptions) -> None:
     from layerfs import reading
 
-    manifest = await reading.find_manifest(repository, await reading.find_digest(repository, reference))
+    manifest = await reading.find_manifest(repository, await reading.find_name(repository, reference))
     parts = await reading.list_parts(repository, manifest)
     if options.as_json:
         for part in parts:
@@ -385,21 +386,21 @@ def cat_command(source: str, reference: Reference) -> int:
         from layerfs import reading
 
         repository = await reading.find_repository(registry, reference.repository)
-        digest = await reading.find_digest(repository, reference)
-        if output.is_terminal and await reading.is_layer(repository, digest):
+        name = await reading.find_name(repository, reference)
+        if output.is_terminal and await reading.is_layer(repository, name):
             raise reading.NotForTerminals("a layer is not for a terminal: send it to a file or another command")
-        await _copy(repository, digest, output)
+        await _copy(repository, name, output)
 
     return _run(source, work)
 
 
-async def _copy(repository: Repository, digest: Any, output: Output) -> None:
+async def _copy(repository: Repository, name: LayerName, output: Output) -> None:
     from contextlib import aclosing
 
     from layerfs import reading
 
     try:
-        async with aclosing(reading.stream(repository, digest)) as chunks:
+        async with aclosing(reading.stream(repository, name)) as chunks:
             async for chunk in chunks:
                 output.content(chunk)
     except reading.ContentDamaged as error:
@@ -424,12 +425,11 @@ def inspect_command(source: str, reference: Reference, raw: bool, config: bool, 
         from layerfs import reading
 
         repository = await reading.find_repository(registry, reference.repository)
-        digest = await reading.find_digest(repository, reference)
+        manifest = await reading.find_manifest(repository, await reading.find_name(repository, reference))
         if raw or config:
-            manifest = await reading.find_manifest(repository, digest)
             output.content(await reading.read_config(repository, manifest) if config else manifest.content)
             return
-        image = await reading.describe(repository, digest)
+        image = await reading.describe(repository, manifest)
         if output_format == "json":
             output.json(_image_fields(image), indent=2)
         else:

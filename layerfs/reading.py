@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +18,7 @@ import trio
 from layerfs.digest import Digest
 from layerfs.errors import (
     InvalidManifest,
+    InvalidTar,
     LayerfsError,
     LayerUnknown,
     LinkInvalid,
@@ -28,10 +28,12 @@ from layerfs.errors import (
     RepositoryUnknown,
     TagUnknown,
 )
+from layerfs.layername import LayerName, Verifier
 from layerfs.manifest import DOCKER_LIST, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX, Descriptor, Manifest
 from layerfs.reference import Reference
 from layerfs.registry import Layer, LayerInfo, ManifestInfo, Registry, Repository
 from layerfs.strictjson import parse_json
+from layerfs.tarsum import TarSumDigest
 
 #: Bytes that are read and written at a time.
 _CHUNK: Final = 1 << 20
@@ -58,8 +60,8 @@ class NotThere(LayerfsError):
 class ContentDamaged(LayerfsError):
     """Stored bytes that are not those their digest names."""
 
-    def __init__(self, digest: Digest, actual: Digest, size: int) -> None:
-        super().__init__(f"the storage is damaged: the {size} bytes stored as {digest} are {actual}")
+    def __init__(self, name: LayerName, actual: object, size: int) -> None:
+        super().__init__(f"the storage is damaged: the {size} bytes stored as {name} are {actual}")
 
 
 class NotForTerminals(LayerfsError):
@@ -129,7 +131,7 @@ async def find_repository(registry: Registry, name: str) -> Repository:
     return registry.repository(name)
 
 
-async def find_digest(repository: Repository, reference: Reference) -> Digest:
+async def find_name(repository: Repository, reference: Reference) -> LayerName:
     """What the reference means; where it has neither tag nor digest, the tag "latest". Raises `NotThere`."""
     if reference.digest is not None:
         return reference.digest
@@ -142,8 +144,10 @@ async def find_digest(repository: Repository, reference: Reference) -> Digest:
         raise NotThere(f"{error}{_there_is(similar)}") from error
 
 
-async def find_manifest(repository: Repository, digest: Digest) -> Manifest:
+async def find_manifest(repository: Repository, digest: LayerName) -> Manifest:
     """A manifest whose bytes match its digest. Raises `NotThere`, `ContentDamaged`."""
+    if isinstance(digest, TarSumDigest):
+        raise NotThere(f"{digest} can name a layer only, not a manifest")
     try:
         manifest = await repository.manifests.get(digest)
     except ManifestUnknownRevision as error:
@@ -164,7 +168,7 @@ async def _similar_repositories(registry: Registry, name: str) -> str:
     return _there_is(difflib.get_close_matches(name, names, n=_SUGGESTIONS))
 
 
-async def _similar_digests(repository: Repository, digest: Digest) -> str:
+async def _similar_digests(repository: Repository, digest: LayerName) -> str:
     """Those that begin alike: the end was mistyped, or the manifest was replaced since a list was made."""
     manifests = [str(info.digest) for info in await repository.manifests.list()]
     return _there_is([each for each in manifests if each.startswith(str(digest)[:12])])
@@ -180,47 +184,65 @@ def _there_is(names: Sequence[str]) -> str:
 # --- bytes -----------------------------------------------------------------------------------------------------
 
 
-async def stream(repository: Repository, digest: Digest) -> AsyncGenerator[bytes, None]:
+async def stream(repository: Repository, name: LayerName) -> AsyncGenerator[bytes, None]:
     """The bytes of a manifest or layer, whichever there is, piece by piece.
 
-    They are compared with the digest on the way, which can be known at the end only: then it raises `ContentDamaged`.
+    They are compared with the name on the way, which can be known at the end only: then it raises `ContentDamaged`.
     Raises `NotThere`.
     """
-    hashing = hashlib.new(digest.algorithm)
+    verifier = Verifier(name)
     size = 0
-    async with aclosing(_chunks(repository, digest)) as chunks:
+    async with aclosing(_chunks(repository, name)) as chunks:
         async for chunk in chunks:
-            hashing.update(chunk)
-            size += len(chunk)
             yield chunk
-    _check(digest, Digest.parse(f"{digest.algorithm}:{hashing.hexdigest()}"), size)
+            size += len(chunk)
+            with _named(name, size):
+                verifier.update(chunk)
+    with _named(name, size):
+        _check(name, verifier.finish(), size)
 
 
-async def is_layer(repository: Repository, digest: Digest) -> bool:
+async def is_layer(repository: Repository, name: LayerName) -> bool:
     """Whether what `stream` gives is a layer: not text, as a manifest is."""
-    return not await repository.manifests.exists(digest) and await repository.layers.exists(digest)
+    is_manifest = isinstance(name, Digest) and await repository.manifests.exists(name)
+    return not is_manifest and await repository.layers.exists(name)
 
 
-async def _chunks(repository: Repository, digest: Digest) -> AsyncGenerator[bytes, None]:
-    try:
-        manifest = await repository.manifests.get(digest)
-    except (ManifestUnknown, LinkInvalid):
-        async with await _open_layer(repository, digest) as layer:
-            while chunk := await layer.read(_CHUNK):
-                yield chunk
-    else:
+async def _chunks(repository: Repository, name: LayerName) -> AsyncGenerator[bytes, None]:
+    manifest = await _manifest_or_none(repository, name)
+    if manifest is not None:
         yield manifest.content
+        return
+    async with await _open_layer(repository, name) as layer:
+        while chunk := await layer.read(_CHUNK):
+            yield chunk
 
 
-async def _open_layer(repository: Repository, digest: Digest) -> Layer:
+async def _manifest_or_none(repository: Repository, name: LayerName) -> Manifest | None:
+    if isinstance(name, Digest):
+        with contextlib.suppress(ManifestUnknown, LinkInvalid):
+            return await repository.manifests.get(name)
+    return None
+
+
+@contextlib.contextmanager
+def _named(name: LayerName, size: int) -> Iterator[None]:
+    """What is no tar archive is not what a TarSum names."""
     try:
-        return await repository.layers.fetch(digest)
+        yield
+    except InvalidTar as error:
+        raise ContentDamaged(name, error, size) from error
+
+
+async def _open_layer(repository: Repository, name: LayerName) -> Layer:
+    try:
+        return await repository.layers.fetch(name)
     except (LayerUnknown, LinkInvalid) as error:
-        similar = await _similar_digests(repository, digest)
+        similar = await _similar_digests(repository, name)
         raise NotThere(f"{error}, and no such manifest either{similar}") from error
 
 
-def _check(expected: Digest, actual: Digest, size: int) -> None:
+def _check(expected: LayerName, actual: LayerName, size: int) -> None:
     if expected != actual:
         raise ContentDamaged(expected, actual, size)
 
@@ -299,11 +321,10 @@ async def _children(repository: Repository, manifest: Manifest, children: Sequen
     ]
 
 
-async def describe(repository: Repository, digest: Digest) -> Image:
+async def describe(repository: Repository, manifest: Manifest) -> Image:
     """Everything that is to be said of a manifest. Raises `NotThere`, `ContentDamaged`, `InvalidManifest`."""
-    manifest = await find_manifest(repository, digest)
     parts = tuple(await list_parts(repository, manifest))
-    tags = tuple(await repository.tags.lookup(digest))
+    tags = tuple(await repository.tags.lookup(manifest.digest))
     document = _config_of_schema1(manifest) if manifest.media_type in _SCHEMA1 else {}
     config = next((part for part in parts if part.kind == "config" and part.stored_size is not None), None)
     if config is not None:

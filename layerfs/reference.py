@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layerfs.digest import Digest
-from layerfs.errors import InvalidName
+from layerfs.errors import InvalidName, LayerTarSumVersionUnsupported
+from layerfs.layername import LayerName, parse_layer_name
 from layerfs.names import check_stored_repository_name, check_tag
 
 
@@ -17,11 +17,14 @@ class InvalidReference(InvalidName):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A repository, and perhaps a tag or a digest in it. Where both are given the digest counts, as everywhere."""
+    """A repository, and perhaps a tag or a digest in it. Where both are given the digest counts, as everywhere.
+
+    A layer can also be named by its TarSum, as registries did in the beginning.
+    """
 
     repository: str
     tag: str | None = None
-    digest: Digest | None = None
+    digest: LayerName | None = None
 
     @classmethod
     def parse(cls, text: str) -> Reference:
@@ -34,9 +37,9 @@ class Reference:
             return cls(
                 check_stored_repository_name(directory + slash + last),
                 check_tag(tag) if colon else None,
-                Digest.parse(digest) if at else None,
+                parse_layer_name(digest) if at else None,
             )
-        except InvalidName as error:
+        except (InvalidName, LayerTarSumVersionUnsupported) as error:
             raise InvalidReference(text[:400], str(error)) from error
 
     @property

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from harness.commands import run, shell
-from harness.fixture import faults
+from harness.fixture import SCRIPT, faults
 from harness.images import OCI_INDEX, describe, encode, oci_image, oci_index
 from harness.images import digest as digest_of
 from harness.mount import COMMAND
 from harness.storage import Storage, snapshot
 
-OK, USAGE, FAILED = 0, 1, 32
+OK, USAGE, INTERRUPTED, FAILED = 0, 1, 8, 32
 
 MISSING = "sha256:" + "0" * 64
 
@@ -214,6 +214,22 @@ def test_bytes_by_another_algorithm(source: Storage) -> None:
     assert digest_of(stored_bytes("cat", source.root, f"edge/sha512@{alias}"), "sha512") == alias
 
 
+def test_bytes_by_a_tarsum(storage: Storage) -> None:
+    """A layer of the first registries is found by its TarSum, and verified by it."""
+    vectors = (SCRIPT.parent / "tarsum-vectors/vectors.tsv").read_text().splitlines()
+    file, _, name = next(line for line in vectors if "\ttarsum.v1\ttarsum.v1+sha256:" in line).split("\t")[:3]
+    content = (SCRIPT.parent / "tarsum-vectors" / file).read_bytes()
+    digest = storage.put_layer("r", content)
+    link = storage.repository("r") / "_layers/tarsum/v1/sha256" / name.rpartition(":")[2] / "link"
+    link.parent.mkdir(parents=True)
+    link.write_text(digest)
+    assert {each["digest"] for each in objects("ls", "--layers", storage.root, "r")} == {digest, name}
+    assert stored_bytes("cat", storage.root, f"r@{name}") == content
+    storage.blob(digest).write_bytes(b"no tar archive" * 100)
+    assert "damaged" in complaint_of_bytes(storage.root, f"r@{name}")
+    assert "a layer only" in complaint("inspect", storage.root, f"r@{name}")
+
+
 def test_bytes_of_the_empty_layer(storage: Storage) -> None:
     """Nothing, and success."""
     storage.put_layer("r", b"")
@@ -256,6 +272,18 @@ def test_a_reader_that_goes_away(source: Storage) -> None:
         process.stdout.close()
         said = process.stderr.read()
         assert (process.wait(30), said) == (-signal.SIGPIPE, b"")
+
+
+def test_an_interrupt(source: Storage) -> None:
+    """Ctrl-C, while a reader lets it wait, ends it with one line and exit code 8."""
+    (layer,) = [each["digest"] for each in objects("ls", source.root, "big/layer:1") if each["kind"] == "layer"]
+    with subprocess.Popen(
+        [COMMAND, "cat", source.root, f"big/layer@{layer}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.read(1) != b""
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == INTERRUPTED
+        assert process.stderr.read() == b"layerfs: interrupted\n"
 
 
 def test_output_that_cannot_be_written(source: Storage) -> None:
