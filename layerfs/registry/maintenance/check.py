@@ -8,7 +8,8 @@ again, `settle` seconds after it was first seen.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
@@ -53,45 +54,38 @@ async def check(
     jobs: int = 4,
     old: timedelta = DEFAULT_AGE,
     settle: float = SETTLE,
-    now: datetime | None = None,
     report: Report = no_report,
 ) -> AsyncGenerator[Fault, None]:
     """Every fault, each once: first those of the repositories, in the order of the catalog, then those of the blobs.
 
     Changes nothing. Without `deep` only sizes tell of a blob's bytes: it is empty, or not as large as the manifests say
-    that refer to it. With it each blob is read and hashed. `repositories` restricts the check to these, the blobs that
-    they mean, and the images that they have; what nothing leads to is not looked for then. Uploads that began `old`
-    ago are faults. `jobs` is how much is done at a time, `report` is told of the progress.
+    that refer to it. With it each blob is read and hashed, and the data of uploads that have a hash state. Uploads that
+    began `old` ago are faults. `repositories` restricts the check to these, the blobs that they mean, and the images
+    that they have; what nothing leads to is not looked for then. `jobs` is how much is done at a time, `report` is told
+    of the progress.
 
     What cannot be read is a fault of the kind `unreadable`. Raises `RepositoryUnknown` or `InvalidRepositoryName` for
     a name that is none, and `DriverError` if the storage as a whole cannot be looked at.
     """
-    walk = _Check(registry, jobs=jobs, old=old, settle=settle, now=now or datetime.now(UTC), report=report)
+    before = datetime.now(UTC) - old
+    walk = _Check(registry, deep=deep, jobs=jobs, before=before, settle=settle, report=report)
     await walk.prepare(repositories)
-    async for fault in walk.repositories():
-        yield fault
-    blobs = walk.meant_blobs if repositories else walk.all_blobs
-    async for fault in walk.sizes(blobs, deep=deep):
-        yield fault
-    if deep:
-        async for fault in walk.contents(blobs):
-            yield fault
-    async for fault in walk.orphans():
-        yield fault
-    async for fault in walk.lost_manifests():
-        yield fault
+    for part in walk.parts(walk.meant_blobs if repositories else walk.all_blobs):
+        async with aclosing(part) as faults:
+            async for fault in faults:
+                yield fault
 
 
 class _Check:
     def __init__(
-        self, registry: Registry, *, jobs: int, old: timedelta, settle: float, now: datetime, report: Report
+        self, registry: Registry, *, deep: bool, jobs: int, before: datetime, settle: float, report: Report
     ) -> None:
         self._registry = registry
         self._driver = registry.driver
         self._jobs = jobs
-        self._old = old
+        self._deep = deep
+        self._before = before
         self._settle = settle
-        self._now = now
         self._report = report
         self._names: list[str] = []
         self._meant = Meant()
@@ -119,9 +113,14 @@ class _Check:
             if MANIFESTS not in {entry.name for entry in await look.list(directory.path)}:
                 self._images.add_candidate(name, await look.digests_in(directory.layers))
 
+    def parts(self, blobs: _Walk) -> list[_Faults]:
+        """What there is to do, in this order: each part builds on what those before it have found out."""
+        contents = [self.contents(blobs)] if self._deep else []
+        return [self.repositories(), self.sizes(blobs), *contents, self.orphans(), self.lost_manifests()]
+
     # --- repositories ----------------------------------------------------------------------------------------
 
-    async def repositories(self) -> AsyncIterator[Fault]:
+    async def repositories(self) -> _Faults:
         """What is wrong in each by itself."""
         suspects: dict[str, list[Fault]] = {}
         for number, name in enumerate(self._names):
@@ -140,7 +139,7 @@ class _Check:
     async def _look_at(self, name: str) -> list[Fault]:
         look = Look(self._driver, self._jobs)
         await RepositoryCheck(look, self._registry.blobs, name, self._meant, self._images).run(
-            now=self._now, old=self._old
+            before=self._before, deep=self._deep
         )
         self._knows_links = self._knows_links and not look.unreadables
         return look.faults
@@ -158,19 +157,18 @@ class _Check:
 
     # --- blobs -----------------------------------------------------------------------------------------------
 
-    async def all_blobs(self, look: Look) -> AsyncIterator[list[Stored]]:
+    def all_blobs(self, look: Look) -> AsyncGenerator[list[Stored], None]:
         """The whole blob store."""
-        async for blobs in BlobWalk(look).run():
-            yield blobs
+        return BlobWalk(look).run()
 
-    async def meant_blobs(self, _look: Look) -> AsyncIterator[list[Stored]]:
+    async def meant_blobs(self, _look: Look) -> AsyncGenerator[list[Stored], None]:
         """The blobs that links and manifests lead to."""
         digests = list(self._meant.canonical())
         for start in range(0, len(digests), BATCH):
             found = await self._registry.blobs.stat_many(digests[start : start + BATCH])
             yield [Stored(blob.digest, blob.size) for blob in found if isinstance(blob, BlobInfo)]
 
-    async def sizes(self, blobs: _Walk, *, deep: bool) -> AsyncIterator[Fault]:
+    async def sizes(self, blobs: _Walk) -> _Faults:
         """What sizes and places tell. Remembers what nothing leads to, and how much there is to read."""
         look = Look(self._driver, self._jobs)
         suspects: list[Fault] = []
@@ -189,7 +187,7 @@ class _Check:
             await trio.sleep(self._settle)
         for fault in await sizes_again(self._registry.blobs, suspects, self._meant):
             self._judged.add(fault.path)
-            yield await self._weigh(fault) if deep else fault
+            yield await self._weigh(fault) if self._deep else fault
         for fault in await places_again(self._driver, look.faults):
             yield fault
 
@@ -202,20 +200,19 @@ class _Check:
             return replace(fault, kind=FaultKind.SIZE_MISMATCH, detail=f"{fault.detail}; the blob is good")
         return fault if fault.kind is FaultKind.TRUNCATED_BLOB else bad[0]
 
-    async def contents(self, blobs: _Walk) -> AsyncIterator[Fault]:
+    async def contents(self, blobs: _Walk) -> _Faults:
         """What the bytes tell, of blobs that nothing was wrong with so far."""
         hasher = self._hasher()
         # What cannot be looked at, or lies at a wrong place, has been found before.
-        async for batch in blobs(Look(self._driver, self._jobs)):
-            unjudged = [blob for blob in batch if BlobData(blob.digest).path not in self._judged]
-            suspects = {fault.path for fault in await hasher.find_bad(unjudged)}
-            if not suspects:
-                continue
-            # It may just have been replaced by a good one.
-            again = [blob for blob in unjudged if BlobData(blob.digest).path in suspects]
-            for fault in await self._hasher().find_bad(again):
-                self._judged.add(fault.path)
-                yield fault
+        async with aclosing(blobs(Look(self._driver, self._jobs))) as batches:
+            async for batch in batches:
+                unjudged = [blob for blob in batch if BlobData(blob.digest).path not in self._judged]
+                suspects = {fault.path for fault in await hasher.find_bad(unjudged)}
+                # Again: it may just have been replaced by a good one.
+                again = [blob for blob in unjudged if BlobData(blob.digest).path in suspects]
+                for fault in await self._hasher().find_bad(again):
+                    self._judged.add(fault.path)
+                    yield fault
 
     def _hasher(self) -> Hasher:
         return Hasher(self._driver, self._jobs, self._count_bytes)
@@ -226,7 +223,7 @@ class _Check:
 
     # --- what the whole tells --------------------------------------------------------------------------------
 
-    async def orphans(self) -> AsyncIterator[Fault]:
+    async def orphans(self) -> _Faults:
         """Blobs to which nothing leads, and which are no manifests: those have been deleted."""
         orphans = [blob for blob in self._orphans if BlobData(blob.digest).path not in self._judged]
         # Where there are no directories, `_manifests` goes with the last manifest: an image that nobody has any more
@@ -254,7 +251,7 @@ class _Check:
             linked.update(link for link in await read_links(self._driver, paths) if isinstance(link, Digest))
         return linked
 
-    async def lost_manifests(self) -> AsyncIterator[Fault]:
+    async def lost_manifests(self) -> _Faults:
         """Repositories without `_manifests` that have all of an image but the manifest, and are not just getting it."""
         lost = sorted(self._images.found)
         if lost:
@@ -267,4 +264,6 @@ class _Check:
 
 
 #: A walk through blobs, in batches; what cannot be looked at is noted in the `Look`.
-_Walk: TypeAlias = Callable[[Look], AsyncIterator[list[Stored]]]
+_Walk: TypeAlias = Callable[[Look], AsyncGenerator[list[Stored], None]]
+
+_Faults: TypeAlias = AsyncGenerator[Fault, None]

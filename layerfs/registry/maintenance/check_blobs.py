@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -42,7 +42,7 @@ class BlobWalk:
     def __init__(self, look: Look) -> None:
         self._look = look
 
-    async def run(self) -> AsyncIterator[list[Stored]]:
+    async def run(self) -> AsyncGenerator[list[Stored], None]:
         """All blobs, in batches."""
         for algorithm in await self._look.list(BLOBS):
             for prefix in await self._look.list(f"{BLOBS}/{algorithm.name}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 import trio
@@ -73,14 +73,14 @@ class RepositoryCheck:
         self._revisions: set[Digest] = set()
         self._lacks_blobs = False
 
-    async def run(self, *, now: datetime, old: timedelta) -> None:
-        """Looks at everything; uploads that began `old` before `now` are faults."""
+    async def run(self, *, before: datetime, deep: bool) -> None:
+        """Looks at everything; uploads that began `before` are faults. `deep` is about the hash states of uploads."""
         below = {entry.name for entry in await self._look.list(self._directory.path) if entry.is_directory}
         self._has_layers = LAYERS in below
         await self._check_layers()
         await self._check_revisions()
         await self._check_tags()
-        await check_uploads(self._look, self._name, now=now, old=old)
+        await check_uploads(self._look, self._name, before=before, deep=deep)
         if self._lacks_blobs:
             self._found(Fault(FaultKind.REPO_WITHOUT_LAYERS, self._directory.path, self._name))
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
-from layerfs.driver.interface import FileInfo
-from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
-from layerfs.registry.hashing import STATE_LENGTH
+import trio
+
+from layerfs.driver.interface import FileInfo, StorageDriver
+from layerfs.driver.threads import in_thread
+from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound, ShortRead
+from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.look import BATCH, Look
 from layerfs.registry.maintenance.times import STARTED_AT_LIMIT, parse_rfc3339
@@ -24,23 +27,65 @@ from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 _STATE_MAGIC: Final = b"sha\x03"
 _BLOCK: Final = 64
 
+#: Bytes read and hashed in one go.
+_CHUNK: Final = 4 << 20
+
 _ABSENT: Final = (PathNotFound, NotRegularFile)
 
 
-async def check_uploads(look: Look, name: str, *, now: datetime, old: timedelta) -> None:
-    """Looks at all uploads of repository `name`; those that began `old` before `now` are faults."""
+async def check_uploads(look: Look, name: str, *, before: datetime, deep: bool) -> None:
+    """Looks at all uploads of repository `name`; those that began `before` are faults.
+
+    With `deep` the data of those that have a hash state is read, to see whether it is theirs.
+    """
     entries = await look.list(RepositoryDirectory(name).uploads)
     places = [UploadDirectory(name, entry.name) for entry in entries if entry.is_directory]
     for start in range(0, len(places), BATCH):
-        await _check_batch(look, places[start : start + BATCH], now - old)
+        await _check_batch(look, places[start : start + BATCH], before, deep=deep)
 
 
-async def _check_batch(look: Look, places: Sequence[UploadDirectory], before: datetime) -> None:
+async def _check_batch(look: Look, places: Sequence[UploadDirectory], before: datetime, *, deep: bool) -> None:
     started = await look.driver.get_contents([place.started_at for place in places], limit=STARTED_AT_LIMIT)
     data = await look.driver.stat_many([place.data for place in places])
     states = await _read_states(look, places, data)
     for place, started_at, info, state in zip(places, started, data, states, strict=True):
+        known = len(look.faults)
         _check_upload(look, place, started_at, info, state, before)
+        is_usable = all(fault.kind is FaultKind.OLD_UPLOAD for fault in look.faults[known:])
+        if deep and is_usable and isinstance(state, bytes) and not await _is_state_of(look, place, state):
+            detail = "it is the state of other bytes"
+            del look.faults[known:]
+            look.faults.append(replace(_fault(place), kind=FaultKind.UPLOAD_WITH_BAD_HASHSTATE, detail=detail))
+
+
+def _fault(place: UploadDirectory) -> Fault:
+    return Fault(FaultKind.OLD_UPLOAD, place.path, place.name, upload=place.uuid)
+
+
+async def _is_state_of(look: Look, place: UploadDirectory, state: bytes) -> bool:
+    """Whether the hash of the data has this state; True where that cannot be known."""
+    (count,) = struct.unpack_from(">Q", state, STATE_LENGTH - 8)
+    hashed = new_hash()
+    try:
+        await _hash_data(look.driver, place.data, count, hashed)
+    except (PathNotFound, NotRegularFile, ShortRead):
+        # Data that is not there is no bytes; if it was there a moment ago, this is looked at again.
+        return count > 0 or hashed.state() in (None, state)
+    except DriverError as error:
+        look.unreadable(_fault(place), error)
+        return True
+    return hashed.state() in (None, state)
+
+
+async def _hash_data(driver: StorageDriver, path: str, count: int, hashed: StreamingHash) -> None:
+    limiter = trio.CapacityLimiter(1)
+    reader = await driver.open(path)
+    try:
+        for offset in range(0, count, _CHUNK):
+            content = await reader.read(offset, min(_CHUNK, count - offset))
+            await in_thread(limiter, hashed.update, [content])
+    finally:
+        reader.close()
 
 
 async def _read_states(
@@ -60,7 +105,7 @@ def _check_upload(
     state: bytes | DriverError,
     before: datetime,
 ) -> None:
-    fault = Fault(FaultKind.OLD_UPLOAD, place.path, place.name, upload=place.uuid)
+    fault = _fault(place)
     for found in (started_at, data, state):
         if isinstance(found, DriverError) and not isinstance(found, (*_ABSENT, ContentTooLarge)):
             look.unreadable(fault, found)

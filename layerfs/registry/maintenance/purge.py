@@ -77,7 +77,7 @@ async def purge_uploads(
     Raises `DriverError` for an upload that cannot be looked at or deleted; those already given are gone.
     """
     purge = _Purge(registry.driver, older_than, now or datetime.now(UTC), on_kept)
-    async for name in registry.catalog():
+    for name in [name async for name in registry.catalog()]:
         for uploads in await purge.batches(name):
             for due in await purge.find_due(name, uploads):
                 # Looked at one by one, right before it goes: deleting those before it took its time.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from harness.damage import state_of
 from harness.faulty_driver import Disk, FaultyDriver
 from harness.handmade import (
     BLOBS,
@@ -277,6 +278,21 @@ async def test_wrong_bytes_are_found_by_reading_them(tree: Tree, registry: Regis
     place = await damage(tree)
     assert await kinds_of(registry) == []
     assert await kinds_of(registry, deep=True) == [("corrupt-blob", place)]
+
+
+async def test_a_hash_state_of_other_bytes_is_found_by_reading_them(tree: Tree, registry: Registry) -> None:
+    """A registry would store a blob that does not match its digest; the state looks good from outside."""
+    await tree.put_upload("team/app", started_at=ago(days=1), n3=state_of(b"xyz"))
+    assert await kinds_of(registry) == []
+    assert await kinds_of(registry, deep=True) == [("upload-with-bad-hashstate", f"team/app {UUID}")]
+
+
+async def test_a_true_hash_state_is_no_fault(tree: Tree, registry: Registry) -> None:
+    """Of data of more than one chunk, and of no data at all."""
+    data = b"0123456789" * 1_000_000
+    await tree.put_upload("team/app", started_at=ago(days=1), data=data, n10000000=state_of(data))
+    await tree.put_upload("other", started_at=ago(days=1), data=None, n0=state_of(b""))
+    assert await kinds_of(registry, deep=True) == []
 
 
 async def test_a_blob_of_wrong_size_is_not_found_twice(tree: Tree, registry: Registry) -> None:
