@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Final
 
+from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import NotPermitted, ShortRead
 from layerfs.layername import LayerName
@@ -78,6 +79,11 @@ class LayerFile(BlobFile):
 
     def __init__(self, state: MountState, repository: str, info: LayerInfo) -> None:
         super().__init__(state, repository, f"{repository}/{LAYERS}/{info.digest}", info.digest, info.blob)
+
+    def attributes_now(self) -> Attributes:
+        """As of any blob; but what a TarSum leads to can change, and the kernel may not remember it."""
+        attributes = super().attributes_now()
+        return attributes if isinstance(self.digest, Digest) else replace(attributes, entry_timeout=0.0)
 
 
 class ManifestFile(BlobFile):

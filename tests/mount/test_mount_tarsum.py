@@ -172,3 +172,17 @@ def test_a_tree_of_the_seed_era(mounts, storage: Storage) -> None:
     assert len(set(listed.values())) == 4
     assert (repository.uploads, repository.upload(upload).read_bytes()) == ([upload], b"")
     assert snapshot(storage.root) == before
+
+
+@pytest.mark.parametrize("folder", ["_layers", "_uploads"])
+def test_two_archives_of_one_tarsum(repository: MountedRepository, folder: str) -> None:
+    """The second is seen under it at once, and the first is still there under its digest."""
+    first, second = archive("mtime-x.tar"), archive("mtime-y.tar")
+    name = tarsum_of("mtime-x.tar")
+    for content in (first, second, first, second):
+        repository.put_upload("x", content)
+        os.rename(repository.upload("x"), repository.path / folder / name)
+        assert repository.layer(name).read_bytes() == content
+        assert os.stat(repository.layer(name)).st_ino == os.stat(repository.layer(digest_of(content))).st_ino
+    assert repository.layers == sorted([digest_of(first), digest_of(second), name])
+    assert repository.layer(digest_of(first)).read_bytes() == first
