@@ -11,7 +11,7 @@ No mount, no daemon and no task of its own is needed; all of it runs in the call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,6 +19,7 @@ import trio
 
 from layerfs.driver.interface import Entry, StorageDriver
 from layerfs.errors import (
+    DriverError,
     LayerfsError,
     NotARegistry,
     NotRegularFile,
@@ -140,10 +141,13 @@ class Registry:
             raise RepositoryUnknown(name) from error
         return _listing(entries)
 
-    async def catalog(self, *, last: str = "") -> AsyncIterator[str]:
+    async def catalog(
+        self, *, last: str = "", on_error: Callable[[str, DriverError], None] | None = None
+    ) -> AsyncIterator[str]:
         """The names of all repositories, in the order of a registry's catalog: by component. Those after `last` only.
 
-        Never enters a repository's own directories or the blob store.
+        Never enters a repository's own directories or the blob store. A name that cannot be looked at is told to
+        `on_error`, and passed over; without that, the error is raised.
         """
         after = tuple(last.split("/")) if last else ()
         waiting = [""]
@@ -152,6 +156,11 @@ class Registry:
             try:
                 listing = await self.list(name)
             except RepositoryUnknown:
+                continue
+            except DriverError as error:
+                if on_error is None:
+                    raise
+                on_error(name, error)
                 continue
             if name and listing.is_repository and tuple(name.split("/")) > after:
                 yield name

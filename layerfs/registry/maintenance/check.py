@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 import trio
 
 from layerfs.digest import Digest
-from layerfs.errors import RepositoryUnknown
+from layerfs.errors import DriverError, RepositoryUnknown
 from layerfs.names import check_stored_repository_name
 from layerfs.registry.blobs import BlobInfo
 from layerfs.registry.links import read_links
@@ -88,6 +88,7 @@ class _Check:
         self._settle = settle
         self._report = report
         self._names: list[str] = []
+        self._unreadable: list[Fault] = []
         self._meant = Meant()
         self._images = ImagesWithoutManifest()
         # Paths of blobs that have a fault already.
@@ -106,12 +107,20 @@ class _Check:
             check_stored_repository_name(name)
             if not (await self._registry.list(name)).is_repository:
                 raise RepositoryUnknown(name)
-        self._names = list(dict.fromkeys(names)) or [name async for name in self._registry.catalog()]
+        self._names = list(dict.fromkeys(names)) or await self._catalog()
         for name in self._names:
             look = Look(self._driver, self._jobs)
             directory = RepositoryDirectory(name)
             if MANIFESTS not in {entry.name for entry in await look.list(directory.path)}:
                 self._images.add_candidate(name, await look.digests_in(directory.layers))
+
+    async def _catalog(self) -> list[str]:
+        return [name async for name in self._registry.catalog(on_error=self._pass_over)]
+
+    def _pass_over(self, name: str, error: DriverError) -> None:
+        """A repository, or beginning of names, that cannot be looked at is one fault, and no end of the check."""
+        self._knows_links = False
+        self._unreadable.append(Fault(FaultKind.UNREADABLE, RepositoryDirectory(name).path, name, detail=str(error)))
 
     def parts(self, blobs: _Walk) -> list[_Faults]:
         """What there is to do, in this order: each part builds on what those before it have found out."""
@@ -122,6 +131,8 @@ class _Check:
 
     async def repositories(self) -> _Faults:
         """What is wrong in each by itself."""
+        for fault in self._unreadable:
+            yield fault
         suspects: dict[str, list[Fault]] = {}
         for number, name in enumerate(self._names):
             self._report(Progress("repositories", "repositories", number, len(self._names)))
@@ -230,25 +241,27 @@ class _Check:
         # was deleted here as likely as it was lost.
         images = self._images if self._driver.capabilities.directories else ImagesWithoutManifest()
         orphans = await without_manifests(self._driver, orphans, images)
-        if orphans and self._knows_links:
-            await trio.sleep(self._settle)
-            linked = await self._linked_by_now({blob.digest for blob in orphans})
-            there = await self._registry.blobs.stat_many([blob.digest for blob in orphans])
-            for blob, found in zip(orphans, there, strict=True):
-                if isinstance(found, BlobInfo) and blob.digest not in linked:
-                    yield blob.fault(FaultKind.ORPHAN_BLOB, f"{found.size} bytes")
+        if not orphans:
+            return
+        await trio.sleep(self._settle)
+        linked = await self._linked_by_now({blob.digest for blob in orphans})
+        there = await self._registry.blobs.stat_many([blob.digest for blob in orphans])
+        for blob, found in zip(orphans, there, strict=True):
+            if isinstance(found, BlobInfo) and blob.digest not in linked and self._knows_links:
+                yield blob.fault(FaultKind.ORPHAN_BLOB, f"{found.size} bytes")
 
     async def _linked_by_now(self, digests: set[Digest]) -> set[Digest]:
         """Those of `digests` that a repository links, in case one was just being pushed."""
         linked: set[Digest] = set()
         look = Look(self._driver, self._jobs)
-        async for name in self._registry.catalog():
+        for name in await self._catalog():
             directory = RepositoryDirectory(name)
             layers = digests.intersection(await look.digests_in(directory.layers))
             revisions = digests.intersection(await look.digests_in(f"{directory.manifests}/revisions"))
             paths = [LayerLink(name, digest).path for digest in layers]
             paths += [ManifestRevisionLink(name, digest).path for digest in revisions]
             linked.update(link for link in await read_links(self._driver, paths) if isinstance(link, Digest))
+        self._knows_links = self._knows_links and not look.unreadables
         return linked
 
     async def lost_manifests(self) -> _Faults:

@@ -499,14 +499,28 @@ async def test_fifos_and_symbolic_links_do_not_hold_it_up(tmp_path: Path) -> Non
     ]
 
 
-async def test_what_cannot_be_read_is_not_taken_for_missing(tree: Tree, registry: Registry) -> None:
-    """One directory that fails makes one fault: no layers are missing, no blobs are orphans because of it."""
-    driver = FaultyDriver(Disk(tree.driver))
-    await tree.put_blob(b"orphan")
+@pytest.mark.parametrize("path", [f"{APP}/_layers/sha256", f"{APP}/_manifests/revisions/sha256", f"{BLOBS}/ab"])
+async def test_what_cannot_be_read_is_not_taken_for_missing(tree: Tree, registry: Registry, path: str) -> None:
+    """One directory that fails makes one fault: nothing is missing, no blobs are orphans because of it."""
+    await tree.put(f"{BLOBS}/ab/xyz/other", "so that the directory is there")
+    driver = refusing(tree.driver, path)
+    assert await kinds_of(Registry(driver)) == [("unreadable", path)]
+
+
+async def test_a_repository_that_cannot_be_read_does_not_end_the_check(tree: Tree, registry: Registry) -> None:
+    """The others are looked at nevertheless."""
+    await tree.put(f"{REPOSITORIES}/other/_manifests/tags/v1/current/link", FAKE)
+    found = await kinds_of(Registry(refusing(tree.driver, APP)))
+    assert found == [("unreadable", "team/app"), ("tag-to-missing-manifest", f"other:v1 {FAKE}")]
+
+
+def refusing(driver: StorageDriver, refused: str) -> StorageDriver:
+    """The same storage, where one directory cannot be listed."""
+    faulty = FaultyDriver(Disk(driver))
 
     async def refuse(what: str, path: str) -> None:
-        if what == "list" and path == f"{APP}/_layers/sha256":
+        if (what, path) == ("list", refused):
             raise AccessDenied(path, "Permission denied")
 
-    driver.on_call = refuse
-    assert await kinds_of(Registry(driver)) == [("unreadable", f"{APP}/_layers/sha256")]
+    faulty.on_call = refuse
+    return faulty
