@@ -5,28 +5,21 @@ What they print comes from storage, which anybody may have written: every text i
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import signal
 from collections import Counter
-from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from layerfs import logs
-from layerfs.cli_reading import Output, OutputFailed
+from layerfs.command import Output, OutputFailed, report_bug, run_on_registry, say
 from layerfs.exits import ExitCode
 
 if TYPE_CHECKING:
     from layerfs.progress import ProgressDisplay
     from layerfs.registry import Registry
     from layerfs.registry.maintenance import Fault, KeptUpload, PurgedUpload
-
-log = logging.getLogger(__name__)
 
 _FORMAT = click.option(
     "--format",
@@ -35,52 +28,6 @@ _FORMAT = click.option(
     default="table",
     help="Lines for people, or one JSON object a line with a summary last [default: table].",
 )
-
-Work: TypeAlias = Callable[["Registry", Output], Coroutine[Any, Any, int]]
-
-
-def _run(source: str, work: Work, *, verb: str) -> int:
-    """Opens the registry in `source` and returns what `work` does; raises what stops it, out of any group."""
-    if not source:
-        raise click.UsageError("SOURCE must not be empty")
-    logs.configure(level="warning", log_format="text", log_file=None, detached=False)
-    import trio
-
-    from layerfs.source import open_registry
-
-    async def run() -> int:
-        output = Output()
-        async with open_registry(source, verb=verb) as registry:
-            try:
-                return await work(registry, output)
-            finally:
-                output.flush()
-
-    try:
-        return trio.run(run)
-    except BaseException as error:  # noqa: BLE001 - it is raised again
-        cause = error
-    # Not `from` the group: the cause that an error has is part of what it says.
-    while isinstance(cause, BaseExceptionGroup):
-        cause = cause.exceptions[0]
-    if isinstance(cause, BrokenPipeError):
-        _end_as_by_pipe()
-    raise cause
-
-
-def _end_as_by_pipe() -> None:
-    """Ends as every Unix tool does whose reader has gone. Python ignores that signal, so it has to be allowed first."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGPIPE)
-
-
-def _say(message: str) -> None:
-    click.echo(logs.one_line(f"layerfs: {message}"), err=True)
-
-
-def _report_bug(error: Exception) -> None:
-    log.critical("an error that should not happen", exc_info=error)
-    _say(f"internal error, please report it with the log: {type(error).__name__}: {error}")
 
 
 # --- check -------------------------------------------------------------------------------------------------------
@@ -142,11 +89,11 @@ def check_command(source: str, deep: bool, repositories: tuple[str, ...], jobs: 
         return found.exit_code
 
     try:
-        return _run(source, work, verb="check")
+        return run_on_registry(source, work, verb="check")
     except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
         return _check_failed(error)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return CheckExitCode.INTERRUPTED
 
 
@@ -158,15 +105,15 @@ def _check_failed(error: Exception) -> int:
         case click.ClickException():
             raise error
         case SourceUnusable():
-            _say(str(error))
+            say(str(error))
             return CheckExitCode.USAGE if error.is_user_error else CheckExitCode.FAILED
         case InvalidName() | RepositoryUnknown():
-            _say(str(error))
+            say(str(error))
             return CheckExitCode.USAGE
         case LayerfsError() | OutputFailed():
-            _say(str(error))
+            say(str(error))
         case _:
-            _report_bug(error)
+            report_bug(error)
     return CheckExitCode.FAILED
 
 
@@ -285,11 +232,11 @@ def purge_uploads_command(source: str, older_than: timedelta, dry_run: bool, out
         return ExitCode.OK
 
     try:
-        return _run(source, work, verb="purge")
+        return run_on_registry(source, work, verb="purge")
     except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
         return _purge_failed(error)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say("interrupted")
         return ExitCode.INTERRUPTED
 
 
@@ -301,16 +248,16 @@ def _purge_failed(error: Exception) -> int:
         case click.ClickException():
             raise error
         case SourceUnusable():
-            _say(str(error))
+            say(str(error))
             return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
         case AccessDenied() | StorageReadOnly():
-            _say(str(error))
+            say(str(error))
             return ExitCode.USAGE
         case LayerfsError() | OutputFailed():
-            _say(str(error))
+            say(str(error))
             return ExitCode.FAILED
         case _:
-            _report_bug(error)
+            report_bug(error)
             return ExitCode.BUG
 
 
@@ -345,7 +292,7 @@ class _Purged:
                 {"type": "kept", "repository": upload.repository, "upload": upload.upload, "reason": upload.reason}
             )
         else:
-            _say(f"kept {upload.upload} in {upload.repository}: {upload.reason}")
+            say(f"kept {upload.upload} in {upload.repository}: {upload.reason}")
 
     def finish(self) -> None:
         if self._as_json:

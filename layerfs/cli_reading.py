@@ -7,17 +7,13 @@ only `cat`, `--raw` and `--config` give bytes as they are, to anything but a ter
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from layerfs import logs
+from layerfs.command import Fields, Output, OutputFailed, Work, report_bug, run_on_registry, say
 from layerfs.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
     from layerfs.reading import Image, ListedManifest, Part
     from layerfs.reference import Reference
     from layerfs.registry import Registry, Repository
-
-log = logging.getLogger(__name__)
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -37,133 +31,34 @@ Exit codes:
   32  the storage is damaged or out of reach, or the output cannot be written
 """
 
-#: Bytes that are gathered before they are written.
-_BUFFER_SIZE: Final = 64 << 10
-
-_STANDARD_OUTPUT: Final = 1
-
-Fields: TypeAlias = dict[str, Any]
-
-
-class OutputFailed(Exception):
-    """Standard output takes nothing (any more); the message says why."""
-
-
-class Output:
-    """Standard output: lines of text, or bytes."""
-
-    def __init__(self) -> None:
-        if sys.stdout is None:
-            # The descriptor is closed, or something else by now: nothing may be written to it.
-            raise OutputFailed("standard output is closed")
-        self.is_terminal = os.isatty(_STANDARD_OUTPUT)
-        self._buffer = bytearray()
-
-    def line(self, text: str) -> None:
-        """Writes one line, in which nothing can start another or command a terminal."""
-        self._buffer += logs.one_line(text).encode("utf-8", "backslashreplace") + b"\n"
-        if len(self._buffer) > _BUFFER_SIZE:
-            self.flush()
-
-    def json(self, fields: Fields, *, indent: int | None = None) -> None:
-        """Writes an object, on one line unless it is indented. ASCII only, so there is nothing to escape."""
-        self._buffer += json.dumps(fields, indent=indent).replace("\x7f", "\\u007f").encode() + b"\n"
-        if len(self._buffer) > _BUFFER_SIZE:
-            self.flush()
-
-    def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """Writes columns under their heads; numbers to the right."""
-        table = [list(heads), *([logs.one_line(cell) for cell in row] for row in rows)]
-        widths = [max(len(row[column]) for row in table) for column in range(len(heads))]
-        numbers = [
-            all(row[column].isdigit() or row[column] == "-" for row in table[1:]) for column in range(len(heads))
-        ]
-        for row in table:
-            cells = (
-                cell.rjust(width) if number else cell.ljust(width)
-                for cell, width, number in zip(row, widths, numbers, strict=True)
-            )
-            self.line("  ".join(cells).rstrip())
-
-    def content(self, content: bytes) -> None:
-        """Writes bytes exactly; to a terminal as text with everything escaped but the ends of lines."""
-        if self.is_terminal:
-            for line in content.decode("utf-8", "backslashreplace").splitlines():
-                self.line(line.replace("\t", "    "))
-            return
-        self.flush()
-        self._write(content)
-
-    def flush(self) -> None:
-        content, self._buffer = self._buffer, bytearray()
-        self._write(content)
-
-    def _write(self, content: bytes | bytearray) -> None:
-        view = memoryview(content)
-        try:
-            while view:
-                view = view[os.write(_STANDARD_OUTPUT, view) :]
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise OutputFailed(f"cannot write to standard output: {error.strerror}") from error
-
-
-def _is_number(cell: str) -> bool:
-    return cell == "-" or cell.isdigit()
-
 
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def _run(source: str, work: Callable[[Registry, Output], Awaitable[None]]) -> int:
-    """Opens the registry in `source`, works, and returns the exit code, with the reason said if it is not 0."""
-    if not source:
-        raise click.UsageError("SOURCE must not be empty")
-    logs.configure(level="warning", log_format="text", log_file=None, detached=False)
-    import trio
-
-    from layerfs.source import open_registry
-
-    async def run() -> None:
-        output = Output()
-        async with open_registry(source, verb="read") as registry:
-            try:
-                await work(registry, output)
-            finally:
-                output.flush()
-
+def _run(source: str, work: Work) -> int:
+    """The exit code of what `work` does, with the reason said if it is not 0."""
     try:
-        trio.run(run)
-    except BaseException as error:  # noqa: BLE001 - all of it ends in an exit code
-        return _failed(error)
-    return ExitCode.OK
+        return run_on_registry(source, work, verb="read")
+    except click.ClickException:
+        raise
+    except KeyboardInterrupt:
+        say("interrupted")
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
+        exit_code = _exit_code(error)
+        if exit_code is ExitCode.BUG:
+            report_bug(error)
+        else:
+            say(str(error))
+        return exit_code
 
 
-def _failed(error: BaseException) -> int:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if isinstance(error, BrokenPipeError):
-        _end_as_by_pipe()
-    exit_code = _exit_code(error)
-    message = str(error)
-    if exit_code is ExitCode.INTERRUPTED:
-        message = "interrupted"
-    elif exit_code is ExitCode.BUG:
-        log.critical("an error that should not happen", exc_info=error)
-        message = f"internal error, please report it with the log: {type(error).__name__}: {error}"
-    click.echo(logs.one_line(f"layerfs: {message}"), err=True)
-    return exit_code
-
-
-def _exit_code(error: BaseException) -> ExitCode:
+def _exit_code(error: Exception) -> ExitCode:
     from layerfs.errors import AccessDenied, InvalidName, LayerfsError
     from layerfs.reading import NotForTerminals, NotThere
     from layerfs.source import SourceUnusable
 
     match error:
-        case KeyboardInterrupt():
-            return ExitCode.INTERRUPTED
         case SourceUnusable():
             return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
         case NotForTerminals() | NotThere() | InvalidName() | AccessDenied():
@@ -172,15 +67,6 @@ def _exit_code(error: BaseException) -> ExitCode:
             return ExitCode.FAILED
         case _:
             return ExitCode.BUG
-
-
-def _end_as_by_pipe() -> None:
-    """Ends the process as every Unix tool ends whose reader has gone: by SIGPIPE, without a word.
-
-    Python ignores that signal, and has to while storage is being talked to: its sockets can break as well.
-    """
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGPIPE)
 
 
 def _reference(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Reference | None:
@@ -233,12 +119,12 @@ def ls_command(source: str, reference: Reference | None, output_format: str, **g
     options = _ListOptions(as_json=output_format == "json", **given)
     _check_list_options(reference, options)
 
-    async def work(registry: Registry, output: Output) -> None:
+    async def work(registry: Registry, output: Output) -> int:
         from layerfs import reading
 
         if reference is None:
             await _list_repositories(registry, output, options)
-            return
+            return ExitCode.OK
         repository = await reading.find_repository(registry, reference.repository)
         if not reference.is_repository:
             await _list_parts(repository, reference, output, options)
@@ -248,6 +134,7 @@ def ls_command(source: str, reference: Reference | None, output_format: str, **g
             await _list_uploads(repository, output, options)
         else:
             _show_manifests(await reading.list_manifests(repository, untagged=options.everything), output, options)
+        return ExitCode.OK
 
     return _run(source, work)
 
@@ -382,7 +269,7 @@ def cat_command(source: str, reference: Reference) -> int:
     of them are out: then the exit code is 32, and whatever was made of them should be thrown away.
     """
 
-    async def work(registry: Registry, output: Output) -> None:
+    async def work(registry: Registry, output: Output) -> int:
         from layerfs import reading
 
         repository = await reading.find_repository(registry, reference.repository)
@@ -390,6 +277,7 @@ def cat_command(source: str, reference: Reference) -> int:
         if output.is_terminal and await reading.is_layer(repository, name):
             raise reading.NotForTerminals("a layer is not for a terminal: send it to a file or another command")
         await _copy(repository, name, output)
+        return ExitCode.OK
 
     return _run(source, work)
 
@@ -421,19 +309,20 @@ def inspect_command(source: str, reference: Reference, raw: bool, config: bool, 
     if raw and config:
         raise click.UsageError("use one of --raw and --config")
 
-    async def work(registry: Registry, output: Output) -> None:
+    async def work(registry: Registry, output: Output) -> int:
         from layerfs import reading
 
         repository = await reading.find_repository(registry, reference.repository)
         manifest = await reading.find_manifest(repository, await reading.find_name(repository, reference))
         if raw or config:
             output.content(await reading.read_config(repository, manifest) if config else manifest.content)
-            return
+            return ExitCode.OK
         image = await reading.describe(repository, manifest)
         if output_format == "json":
             output.json(_image_fields(image), indent=2)
         else:
             _show_image(image, output)
+        return ExitCode.OK
 
     return _run(source, work)
 
