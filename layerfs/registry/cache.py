@@ -126,20 +126,16 @@ class MemoryCache(DescriptorCache):
 
     def _find(self, digest: Digest, repository: str | None) -> CachedBlob | None:
         blob = self._blobs.get(digest)
-        if blob is None or repository is None:
-            return self._used(self._blobs, digest, blob)
-        media_type = self._media_types.get((repository, digest))
-        if media_type is None:
+        if blob is None:
             return None
-        self._media_types.move_to_end((repository, digest))
+        if repository is not None:
+            media_type = self._media_types.get((repository, digest))
+            if media_type is None:
+                return None
+            self._media_types.move_to_end((repository, digest))
+            blob = replace(blob, media_type=media_type)
         self._blobs.move_to_end(digest)
-        return replace(blob, media_type=media_type)
-
-    @staticmethod
-    def _used(entries: OrderedDict[_Key, _Value], key: _Key, entry: _Value | None) -> _Value | None:
-        if entry is not None:
-            entries.move_to_end(key)
-        return entry
+        return blob
 
     def _keep(self, entries: OrderedDict[_Key, _Value], key: _Key, entry: _Value) -> None:
         entries[key] = entry

@@ -90,8 +90,8 @@ class RedisCache(DescriptorCache):
 
         def fill(pipeline: _Pipeline) -> None:
             for blob in blobs:
-                for digest in (blob.digest,) if alias in (None, blob.digest) else (alias, blob.digest):
-                    _fill(pipeline, digest or blob.digest, blob, repository)
+                for digest in {blob.digest, alias or blob.digest}:
+                    _fill(pipeline, digest, blob, repository)
 
         await self._change(fill)
 
