@@ -195,7 +195,10 @@ class RepositoryCheck:
             self._meant.add(descriptor.digest, descriptor.size if has_sizes else -1)
         blobs = blobs_of(manifest)
         self._images.see_image(blobs)
-        missing = [blob for blob in blobs if blob not in self._layers and self._knows_layers]
+        # What has urls need not be here: 2.8 lets any layer with urls go without a blob.
+        elsewhere = {descriptor.digest for descriptor in manifest.descriptors if descriptor.urls}
+        here = [blob for blob in blobs if blob not in elsewhere]
+        missing = [blob for blob in here if blob not in self._layers and self._knows_layers]
         if missing and not self._has_layers:
             self._lacks_blobs = True
         elif missing:

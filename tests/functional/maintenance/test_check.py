@@ -377,6 +377,22 @@ async def test_an_empty_blob_may_have_the_digest_of_nothing(tree: Tree, registry
     assert await kinds_of(registry) == []
 
 
+async def test_a_layer_with_urls_may_be_elsewhere(tree: Tree, registry: Registry) -> None:
+    """A registry takes such a manifest without the blob."""
+    manifest = json.loads(MANIFEST)
+    manifest["layers"].append(describe(b"elsewhere", "layer.v1.tar") | {"urls": ["https://example.org/layer"]})
+    await tree.put_manifest("team/app", json.dumps(manifest).encode())
+    assert await kinds_of(registry) == []
+
+
+async def test_an_index_may_name_what_nobody_has(tree: Tree, registry: Registry) -> None:
+    """Sparse indexes are allowed; a child without its blob is the child's fault."""
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
+    index["manifests"] = [describe(MANIFEST, "manifest.v1+json"), describe(b"{}", "manifest.v1+json")]
+    await tree.put_manifest("team/app", json.dumps(index).encode(), "index")
+    assert await kinds_of(registry) == []
+
+
 async def test_an_alias_is_no_fault(tree: Tree, registry: Registry) -> None:
     """A link by sha512 holds the sha256 digest."""
     alias = hashlib.sha512(LAYER).hexdigest()
