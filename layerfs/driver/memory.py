@@ -332,4 +332,5 @@ class _MemorySealedFile(SealedFile):
         self._driver.publish(self._path, self._file, self._content, destination)
 
     async def release(self) -> None:
-        await trio.lowlevel.checkpoint()
+        # Not cancellable, as nowhere else: what was published would look as if it were not.
+        await trio.lowlevel.cancel_shielded_checkpoint()

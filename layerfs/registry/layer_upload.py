@@ -207,6 +207,7 @@ class LayerUpload:
         async with self._exclusively():
             await self._flush()
             await self._close_writer()
+            self._close_reader()
 
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes taken so far at `offset`: fewer at the end, none beyond it."""

@@ -184,7 +184,11 @@ class LiveUploads:
             content = await live.upload.read(0, live.upload.size)
             info = await self.state.put_manifest(name, content, digest=digest, tag=tag)
         live.finished = info.digest
-        await self.cancel(name, uuid)
+        try:
+            await self.cancel(name, uuid)
+        finally:
+            # What could not be deleted is an upload like any other.
+            self.forget(name, uuid)
         self.state.became(upload, ManifestFile(self.state, name, info))
 
     @contextlib.contextmanager
