@@ -239,7 +239,7 @@ async def _open_layer(repository: Repository, name: LayerName) -> Layer:
         return await repository.layers.fetch(name)
     except (LayerUnknown, LinkInvalid) as error:
         similar = await _similar_digests(repository, name)
-        raise NotThere(f"{error}, and no such manifest either{similar}") from error
+        raise NotThere(f"no manifest and no layer {name} in repository {repository.name!r}{similar}") from error
 
 
 def _check(expected: LayerName, actual: LayerName, size: int) -> None:

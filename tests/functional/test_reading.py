@@ -190,6 +190,13 @@ def test_what_is_not_there_or_not_whole(storage: Storage) -> None:
     assert "3 bytes" in table[3]
 
 
+@pytest.mark.parametrize("command", ["ls", "cat", "inspect"])
+def test_looking_through_a_dangling_tag(fixture_trees: Path, command: str) -> None:
+    """What the tag means is not there: exit code 1, and the digest."""
+    name, digest = faults(fixture_trees)["tag-to-missing-manifest"]
+    assert digest in complaint(command, fixture_trees / "damaged", name)
+
+
 # --- cat ---------------------------------------------------------------------------------------------------------
 
 

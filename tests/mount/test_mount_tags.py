@@ -232,6 +232,15 @@ def test_what_is_refused_over_a_tag(repository: TaggedRepository, content: bytes
     assert get_xattr(repository.upload("m.json"), "user.layerfs.error")
 
 
+def test_several_programs_in_one_redirection(repository: TaggedRepository, file: Path) -> None:
+    """Each close is judged: an early one may be refused, the whole is put by the last."""
+    content = repository.image()
+    file.write_bytes(content)
+    with repository.mount.refuses("EINVAL"):
+        shell('{ head -c 20 "$1" || true; tail -c +21 "$1"; } > "$2"', file, repository.tag("v1"))
+    repository.assert_put(content, "v1")
+
+
 # --- linking -----------------------------------------------------------------------------------------------------
 
 FORMS = {
@@ -566,6 +575,34 @@ def test_a_tag_is_old_or_new_after_kill_9(mounts, storage: Storage) -> None:
         assert digest_of_file(repository.tag("v1")) == repository.tags["v1"]
         if "new" in repository.tags:
             os.rename(repository.tag("new"), repository.tag("v1"))
+
+
+def test_puts_are_whole_or_nothing_after_kill_9(mounts, storage: Storage, tmp_path: Path) -> None:
+    """The daemon is killed while manifests are put by tag: every tag that is there afterwards leads to a whole one."""
+    storage.make_repository("r")
+    repository = TaggedRepository(mounts(storage), storage, "r")
+    contents = [repository.image(str(number)) for number in range(60)]
+    for number, content in enumerate(contents):
+        (tmp_path / f"m{number}").write_bytes(content)
+    script = 'for i in $(seq 0 59); do cp "$1/m$i" "$2/v$i" || exit 1; echo "$i"; done'
+    with subprocess.Popen(
+        ["bash", "-c", script, "bash", tmp_path, repository.path / "_tags"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as copier:
+        while int(copier.stdout.readline()) < 10:
+            pass
+        repository.mount.kill9()
+        acknowledged = 10 + len(copier.stdout.read().splitlines())
+        assert copier.wait(30) == 1
+    repository.mount.remount()
+    for tag, digest in repository.tags.items():
+        assert repository.tag(tag).read_bytes() == contents[int(tag[1:])]
+        assert digest in repository.stored_revisions
+    assert {f"v{number}" for number in range(acknowledged + 1)} <= set(repository.tags)
+    put = len(repository.tags)
+    repository.tag(f"v{put}").write_bytes(contents[put])
+    repository.assert_put(contents[put], f"v{put}")
 
 
 def test_a_writer_that_dies(repository: TaggedRepository) -> None:
