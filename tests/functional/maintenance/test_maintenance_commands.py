@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,25 @@ def test_check_escapes_what_storage_says(registry: Storage) -> None:
     result = check(registry.root)
     assert result.returncode == FAULTS
     assert "\x1b" not in result.stdout
+
+
+def test_check_can_be_interrupted(fixture_trees: Path) -> None:
+    """Ctrl-C: exit code 32, as fsck(8) has it, and no summary, so that half a check is not taken for a whole one."""
+    arguments = [COMMAND, "check", "--format", "json", str(fixture_trees / "damaged")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        # With the first fault out, it waits for two seconds before it confirms the next ones.
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (32, "layerfs: interrupted\n")
+    assert "summary" not in output
+
+
+def test_check_ends_with_its_reader(fixture_trees: Path) -> None:
+    """`layerfs check … | head -1` says nothing more."""
+    command = f"{COMMAND} check {fixture_trees / 'damaged'} | head -1; exit ${{PIPESTATUS[0]}}"
+    result = run("bash", "-c", command, check=False)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, "")
 
 
 # --- purge-uploads -------------------------------------------------------------------------------------------------
