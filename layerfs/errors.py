@@ -457,10 +457,6 @@ class NameTooLong(ViewError):
     """More than 255 bytes."""
 
 
-class FileTooLarge(ViewError):
-    """An offset or size beyond what the backend can store."""
-
-
 class UploadLimit(ViewError):
     """As many uploads are open as this mount allows."""
 
