@@ -179,7 +179,8 @@ def _upload_info(
     """None where there is no upload, a `DriverError` where that cannot be known."""
     if isinstance(started_at, _ABSENT):
         return None
-    for found in (started_at, data):
+    # The name too: an upload that is shown under its UUID for once would be gone for whoever looks for its name.
+    for found in (started_at, data, file_name):
         if isinstance(found, DriverError) and not isinstance(found, (*_ABSENT, ContentTooLarge)):
             return found
     size = modified_at = 0
