@@ -103,6 +103,8 @@ class LayerUpload:
         self._pending: list[bytes | bytearray] = []
         self._pending_size = 0
         self._flushed = True
+        # Whether what was found in the file may never have been made durable, by a process that was killed.
+        self._is_inherited = writer is None
         # `_hash` is of the first `_hash.count` bytes of the file in version `_hash_version`; while there is a writer,
         # of the version that the writer keeps.
         self._hash: StreamingHash = new_hash()
@@ -392,6 +394,7 @@ class LayerUpload:
             return
         await self._attempt(self._writer.flush())
         self._flushed = True
+        self._is_inherited = False
         # After the bytes, never before: a state that is ahead of the data would be wrong for other bytes to come.
         await self._store_hash_state()
 
@@ -420,6 +423,8 @@ class LayerUpload:
                 with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
                     await writer.close()
                 raise
+            if self._is_inherited and writer.size:
+                self._flushed = False
             self.size = writer.size + self._pending_size
             self._writer = writer
         return self._writer
@@ -615,6 +620,7 @@ class LayerUpload:
         """The canonical digest of the sealed content, which is also `digest`. Goes on where a try was stopped."""
         if sealed.version is None or sealed.version != self._hash_version or self._hash.count > sealed.size:
             self._hash, self._hash_version = await self._trusted_hash(sealed.size), sealed.version
+            self._is_inherited = True
         await self._hash_up_to(sealed.size, sealed.read)
         if not self._hash_is_proven and self._hash.digest() != digest:
             # Before content is called wrong, or called by an alias, it is read.
