@@ -15,8 +15,8 @@ from typing import TypeAlias
 
 from layerfs.digest import CANONICAL, Digest
 from layerfs.driver.interface import FileInfo, StorageDriver
-from layerfs.errors import InvalidTag, LayerfsError, LinkInvalid, NotRegularFile, PathNotFound, TagUnknown
-from layerfs.names import check_repository_name, check_tag
+from layerfs.errors import LayerfsError, LinkInvalid, NotRegularFile, PathNotFound, TagUnknown
+from layerfs.names import check_repository_name, check_tag, is_tag
 from layerfs.registry.links import raise_if_all_failed, read_link, read_links, write_link
 from layerfs.registry.paths import RepositoryDirectory, TagCurrentLink, TagIndexLink
 from layerfs.registry.revisions import UNUSABLE, Revisions, parse_digests
@@ -129,7 +129,7 @@ class TagService:
             entries = await self._driver.list(f"{RepositoryDirectory(self.name).manifests}/tags")
         except (PathNotFound, NotRegularFile):
             return {}
-        names = sorted(entry.name for entry in entries if entry.is_directory and _is_tag(entry.name))
+        names = sorted(entry.name for entry in entries if entry.is_directory and is_tag(entry.name))
         links = await read_links(self._driver, [TagCurrentLink(self.name, name).path for name in names])
         return dict(zip(names, links, strict=True))
 
@@ -141,11 +141,3 @@ class TagService:
 Tags: TypeAlias = list[Tag]
 Names: TypeAlias = list[str]
 Digests: TypeAlias = list[Digest]
-
-
-def _is_tag(name: str) -> bool:
-    try:
-        check_tag(name)
-    except InvalidTag:
-        return False
-    return True
