@@ -14,7 +14,7 @@ from layerfs.layername import LayerName
 from layerfs.registry import BlobInfo, LayerInfo
 from layerfs.registry.manifests import ManifestInfo
 from layerfs.registry.paths import LAYERS, MANIFESTS
-from layerfs.view.nodes import IMMUTABLE_TIMEOUT, Attributes, Handle, Node, file_attributes
+from layerfs.view.nodes import IMMUTABLE_TIMEOUT, Attributes, Handle, ListedNode, file_attributes
 from layerfs.view.readahead import ReadAhead
 from layerfs.view.state import MountState
 
@@ -25,7 +25,7 @@ _OCTET_STREAM: Final = "application/octet-stream"
 _LINKS: Final = 2
 
 
-class BlobFile(Node):
+class BlobFile(ListedNode):
     """A blob linked into a repository, under the name `digest`.
 
     The same blob is the same file in every repository and under every digest it is linked by.
@@ -43,11 +43,8 @@ class BlobFile(Node):
     def key(self) -> Hashable:
         return self.blob.digest
 
-    async def attributes(self) -> Attributes:
-        return self.attributes_now()
-
     def attributes_now(self) -> Attributes:
-        """As `attributes`: nothing about a blob can change."""
+        """Nothing about a blob can change."""
         attributes = file_attributes(
             permissions=self._state.permissions(0o444),
             size=self.blob.size,

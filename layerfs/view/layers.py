@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from layerfs.errors import InvalidArgument, InvalidDigest, LayerExists, NotPermitted
 from layerfs.layername import LayerName, parse_layer_name, parse_layer_name_or_none
@@ -11,40 +10,19 @@ from layerfs.registry import LayerService
 from layerfs.registry.paths import LAYERS
 from layerfs.view.blob_file import LayerFile
 from layerfs.view.live_uploads import LiveUploads
-from layerfs.view.nodes import (
-    Attributes,
-    Directory,
-    DirectoryEntry,
-    Handle,
-    Node,
-    directory_attributes,
-    no_entry,
-    not_a_digest,
-)
+from layerfs.view.nodes import DirectoryEntry, Handle, Node, no_entry, not_a_digest
+from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
 
 
-class LayersDirectory(Directory):
+class LayersDirectory(OwnDirectory):
     """A repository's `_layers`."""
 
+    PLACE = LAYERS
+
     def __init__(self, state: MountState, uploads: LiveUploads, repository: str) -> None:
-        self.path = f"{repository}/{LAYERS}"
-        self.repository = repository
-        self._state = state
+        super().__init__(state, repository)
         self._uploads = uploads
-
-    @property
-    def key(self) -> Hashable:
-        return (LAYERS, self.repository)
-
-    async def attributes(self) -> Attributes:
-        state = self._state
-        return directory_attributes(
-            permissions=state.permissions(0o755), modified_at=state.mounted_at, timeout=state.options.metadata_ttl
-        )
-
-    async def extended_attributes(self) -> dict[str, str]:
-        return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:
         digest = parse_layer_name_or_none(name)
@@ -53,14 +31,10 @@ class LayersDirectory(Directory):
         return LayerFile(self._state, self.repository, await self._service.stat(digest))
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        listings = self._state.layer_listings
-        entries = listings.get(self.repository)
-        if entries is None:
-            began_at = time.monotonic()
-            nodes = [LayerFile(self._state, self.repository, info) for info in await self._service.list()]
-            entries = [DirectoryEntry(node.name.encode(), node, node.attributes_now()) for node in nodes]
-            listings.put(self.repository, began_at, entries)
-        return entries
+        return await self._remembered(self._state.layer_listings, self._files)
+
+    async def _files(self) -> list[LayerFile]:
+        return [LayerFile(self._state, self.repository, info) for info in await self._service.list()]
 
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
         """An upload that is finished when it is closed, if its bytes are what its name says."""

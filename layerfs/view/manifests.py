@@ -6,7 +6,6 @@ either in the memory of the handle that writes it (at its final name) or an uplo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 
 from layerfs.digest import Digest
@@ -14,15 +13,8 @@ from layerfs.errors import ManifestTooLarge, NotPermitted
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry.paths import MANIFESTS
 from layerfs.view.blob_file import ManifestFile
-from layerfs.view.nodes import (
-    Attributes,
-    Directory,
-    DirectoryEntry,
-    Handle,
-    Node,
-    directory_attributes,
-    file_attributes,
-)
+from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, Node, file_attributes
+from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
 from layerfs.view.uploads import UploadsDirectory
 
@@ -93,28 +85,14 @@ class NewManifestHandle(Handle):
         """Nothing is stored before it is complete, so there is nothing to synchronize before it is closed."""
 
 
-class ManifestsDirectory(Directory):
+class ManifestsDirectory(OwnDirectory):
     """A repository's `_manifests`."""
 
+    PLACE = MANIFESTS
+
     def __init__(self, state: MountState, uploads: UploadsDirectory, repository: str) -> None:
-        self.path = f"{repository}/{MANIFESTS}"
-        self.repository = repository
-        self._state = state
+        super().__init__(state, repository)
         self._uploads = uploads
-
-    @property
-    def key(self) -> Hashable:
-        return (MANIFESTS, self.repository)
-
-    async def attributes(self) -> Attributes:
-        return directory_attributes(
-            permissions=self._state.permissions(0o755),
-            modified_at=self._state.mounted_at,
-            timeout=self._state.options.metadata_ttl,
-        )
-
-    async def extended_attributes(self) -> dict[str, str]:
-        return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:
         digest = Digest.parse_or_none(name)
@@ -124,15 +102,11 @@ class ManifestsDirectory(Directory):
         return ManifestFile(self._state, self.repository, info)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        listings = self._state.manifest_listings
-        entries = listings.get(self.repository)
-        if entries is None:
-            began_at = time.monotonic()
-            infos = await self._state.manifests(self.repository).list()
-            nodes = [ManifestFile(self._state, self.repository, info) for info in infos]
-            entries = [DirectoryEntry(node.name.encode(), node, node.attributes_now()) for node in nodes]
-            listings.put(self.repository, began_at, entries)
-        return entries
+        return await self._remembered(self._state.manifest_listings, self._files)
+
+    async def _files(self) -> list[ManifestFile]:
+        infos = await self._state.manifests(self.repository).list()
+        return [ManifestFile(self._state, self.repository, info) for info in infos]
 
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
         """At a digest: put when it is closed. Under any other name: an upload, to be renamed to the digest."""

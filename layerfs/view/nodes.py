@@ -116,6 +116,24 @@ class Node(ABC):
         raise NotPermitted(f"mode and owner of {self.path} cannot be changed")
 
 
+class ListedNode(Node):
+    """A node that came with its attributes, so that it can be listed without asking again."""
+
+    #: In its directory.
+    name: str
+
+    @abstractmethod
+    def attributes_now(self) -> Attributes:
+        """As they were when the node was made."""
+
+    async def attributes(self) -> Attributes:
+        return self.attributes_now()
+
+    def entry(self) -> DirectoryEntry:
+        """How its directory lists it."""
+        return DirectoryEntry(self.name.encode(), self, self.attributes_now())
+
+
 class Directory(Node):
     """A directory; its mutators take names that were already decoded from UTF-8."""
 

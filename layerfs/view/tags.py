@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import time
 from collections.abc import Hashable, Sequence
 
 from layerfs.digest import Digest
@@ -11,34 +10,32 @@ from layerfs.errors import EntryExists, InvalidArgument, NotPermitted, TagUnknow
 from layerfs.names import check_tag, is_tag
 from layerfs.registry.paths import MANIFESTS
 from layerfs.view.manifests import NewManifestFile, NewManifestHandle
-from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Handle, Node, directory_attributes
+from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Handle, ListedNode, Node
+from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
 from layerfs.view.uploads import UploadsDirectory
 
 
-class TagLink(Node):
+class TagLink(ListedNode):
     """A tag. Where it leads need not exist: registries can leave tags of manifests that are gone."""
 
     def __init__(self, state: MountState, repository: str, tag: str, digest: Digest) -> None:
         self.path = f"{repository}/{TAGS}/{tag}"
         self._state = state
         self._repository = repository
-        self._tag = tag
+        self.name = tag
         self._digest = digest
 
     @property
     def key(self) -> Hashable:
-        return (TAGS, self._repository, self._tag)
-
-    async def attributes(self) -> Attributes:
-        return self.attributes_now()
+        return (TAGS, self._repository, self.name)
 
     def attributes_now(self) -> Attributes:
         """As they were when the tag was read. No time-outs: a tag means something else at any moment."""
         return Attributes(stat.S_IFLNK | 0o777, len(self._target(self._digest)), self._state.mounted_at, 1, 0.0, 0.0)
 
     async def read_link(self) -> str:
-        return self._target(await self._state.tags(self._repository).get(self._tag))
+        return self._target(await self._state.tags(self._repository).get(self.name))
 
     def check_ownership_change(self) -> None:
         """Taken and ignored: `cp -a` of a tag insists on the owner of the link that it has made."""
@@ -48,28 +45,14 @@ class TagLink(Node):
         return f"../{MANIFESTS}/{digest}"
 
 
-class TagsDirectory(Directory):
+class TagsDirectory(OwnDirectory):
     """A repository's `_tags`."""
 
+    PLACE = TAGS
+
     def __init__(self, state: MountState, uploads: UploadsDirectory, repository: str) -> None:
-        self.path = f"{repository}/{TAGS}"
-        self.repository = repository
-        self._state = state
+        super().__init__(state, repository)
         self._uploads = uploads
-
-    @property
-    def key(self) -> Hashable:
-        return (TAGS, self.repository)
-
-    async def attributes(self) -> Attributes:
-        return directory_attributes(
-            permissions=self._state.permissions(0o755),
-            modified_at=self._state.mounted_at,
-            timeout=self._state.options.metadata_ttl,
-        )
-
-    async def extended_attributes(self) -> dict[str, str]:
-        return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:
         if not is_tag(name):
@@ -77,16 +60,10 @@ class TagsDirectory(Directory):
         return self._link(name, await self._state.tags(self.repository).get(name))
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        listings = self._state.tag_listings
-        entries = listings.get(self.repository)
-        if entries is None:
-            began_at = time.monotonic()
-            links = [
-                (tag.name, self._link(tag.name, tag.digest)) for tag in await self._state.tags(self.repository).list()
-            ]
-            entries = [DirectoryEntry(name.encode(), link, link.attributes_now()) for name, link in links]
-            listings.put(self.repository, began_at, entries)
-        return entries
+        return await self._remembered(self._state.tag_listings, self._links)
+
+    async def _links(self) -> list[TagLink]:
+        return [self._link(tag.name, tag.digest) for tag in await self._state.tags(self.repository).list()]
 
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
         """Puts a manifest by tag, when it is closed. Under a name that is no tag: an upload, to be renamed to one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 from layerfs.digest import Digest
 from layerfs.errors import EntryExists, InvalidArgument, InvalidDigest, LayerUploadUnknown, NoSuchEntry
@@ -10,38 +10,18 @@ from layerfs.layername import parse_layer_name, parse_layer_name_or_none
 from layerfs.names import check_upload_name, is_tag
 from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
 from layerfs.view.live_uploads import LiveUploads, UploadFile
-from layerfs.view.nodes import (
-    TAGS,
-    Attributes,
-    Directory,
-    DirectoryEntry,
-    Handle,
-    Node,
-    directory_attributes,
-    not_a_digest,
-)
+from layerfs.view.nodes import TAGS, Directory, DirectoryEntry, Handle, Node, not_a_digest
+from layerfs.view.own_directory import OwnDirectory
 
 
-class UploadsDirectory(Directory):
+class UploadsDirectory(OwnDirectory):
     """A repository's `_uploads`."""
 
+    PLACE = UPLOADS
+
     def __init__(self, view: LiveUploads, repository: str) -> None:
-        self.path = f"{repository}/{UPLOADS}"
-        self.repository = repository
+        super().__init__(view.state, repository)
         self._view = view
-
-    @property
-    def key(self) -> Hashable:
-        return (UPLOADS, self.repository)
-
-    async def attributes(self) -> Attributes:
-        state = self._view.state
-        return directory_attributes(
-            permissions=state.permissions(0o755), modified_at=state.mounted_at, timeout=state.options.metadata_ttl
-        )
-
-    async def extended_attributes(self) -> dict[str, str]:
-        return {"repository": self.repository}
 
     async def lookup(self, name: str) -> Node:
         return await self._view.find(self.repository, name)
@@ -54,7 +34,7 @@ class UploadsDirectory(Directory):
         return found
 
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
-        self._view.state.check_writable()
+        self._state.check_writable()
         check_upload_name(name)
         if parse_layer_name_or_none(name) is not None:
             raise InvalidArgument(
@@ -66,7 +46,7 @@ class UploadsDirectory(Directory):
         return await self._view.create(self.repository, name, flags)
 
     async def remove(self, name: str) -> None:
-        self._view.state.check_writable()
+        self._state.check_writable()
         upload = await self._view.find(self.repository, name)
         await self._view.cancel(self.repository, upload.uuid)
 
@@ -75,7 +55,7 @@ class UploadsDirectory(Directory):
 
         To any other name: renames it.
         """
-        self._view.state.check_writable()
+        self._state.check_writable()
         upload = await self._view.find(self.repository, name)
         self._check_target(target, new_name)
         digest = parse_layer_name_or_none(new_name)
