@@ -79,9 +79,14 @@ def is_uuid(text: str) -> bool:
 
 def check_upload_id(upload_id: str) -> str:
     """`upload_id`, when storage can hold an upload of that id; else raises `InvalidUploadId`."""
-    if not _UPLOAD_ID.fullmatch(upload_id) or len(upload_id) > FILE_NAME_LENGTH:
+    if not is_upload_id(upload_id):
         raise InvalidUploadId(upload_id[:80], "expected a file name of letters, digits, '-', '_', '.' and '='")
     return upload_id
+
+
+def is_upload_id(text: str) -> bool:
+    """Whether `check_upload_id` would take `text`."""
+    return len(text) <= FILE_NAME_LENGTH and bool(_UPLOAD_ID.fullmatch(text))
 
 
 def check_upload_name(name: str) -> str:

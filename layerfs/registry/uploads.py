@@ -19,14 +19,13 @@ from layerfs.errors import (
     ContentTooLarge,
     DriverError,
     InvalidPath,
-    InvalidUploadId,
     InvalidUploadName,
     LayerUploadBusy,
     LayerUploadUnknown,
     NotRegularFile,
     PathNotFound,
 )
-from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_uuid, new_upload_id
+from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_upload_id, is_uuid, new_upload_id
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
@@ -113,7 +112,7 @@ class UploadStore:
         except (PathNotFound, NotRegularFile):
             return []
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
-        found = await self._stat_many(name, [uuid for uuid in uuids if _is_upload_id(uuid)])
+        found = await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)])
         infos = [info for info in found if isinstance(info, UploadInfo)]
         failures = [failure for failure in found if isinstance(failure, DriverError)]
         if failures and not infos:
@@ -188,14 +187,6 @@ def _upload_info(
         size, modified_at = data.size, data.modified_at
     shown = _parse_file_name(file_name) or place.uuid
     return UploadInfo(place.name, place.uuid, shown, _parse_time(started_at), size, modified_at)
-
-
-def _is_upload_id(text: str) -> bool:
-    try:
-        check_upload_id(text)
-    except InvalidUploadId:
-        return False
-    return True
 
 
 def _parse_file_name(content: bytes | DriverError) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from conftest import APPENDING, DRIVERS, RANDOM_WRITING, WITHOUT_DIRECTORIES
+from harness.drivers import APPENDING, DRIVERS, RANDOM_WRITING, WITHOUT_DIRECTORIES
 
 from layerfs.driver.interface import Capabilities, Entry, StorageDriver
 from layerfs.errors import (

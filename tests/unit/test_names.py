@@ -148,12 +148,14 @@ def test_what_is_a_uuid(text: str, expected: bool) -> None:
 )
 def test_an_upload_id_that_storage_can_have(upload_id: str) -> None:
     """The registry's HTTP route takes these, so their directories can be there."""
+    assert names.is_upload_id(upload_id)
     assert names.check_upload_id(upload_id) == upload_id
 
 
 @pytest.mark.parametrize("upload_id", ["", ".", "..", "a/b", "../a", "a b", "a\n", "ä", "a:b", "a" * 256])
 def test_no_upload_id(upload_id: str) -> None:
     """No directory of an upload has such a name."""
+    assert not names.is_upload_id(upload_id)
     with pytest.raises(InvalidUploadId):
         names.check_upload_id(upload_id)
 

@@ -1,0 +1,41 @@
+"""Every storage driver, each made empty, and which of them can do what; for suites that they all must pass."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
+
+from layerfs.driver.fsspec import FsspecDriver
+from layerfs.driver.interface import StorageDriver
+from layerfs.driver.local import LocalDriver
+from layerfs.driver.memory import MemoryDriver
+
+
+class UnheardOf(MemoryFileSystem):
+    """A filesystem of a scheme that layerfs knows nothing about, and so trusts with as little as possible."""
+
+    protocol = "unheardof"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.removeprefix("unheardof://"))
+        return stripped
+
+
+fsspec.register_implementation("unheardof", UnheardOf)
+
+DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
+    "memory": lambda disk, ram: MemoryDriver(),
+    "local-on-disk": lambda disk, ram: LocalDriver(str(disk)),
+    "local-on-tmpfs": lambda disk, ram: LocalDriver(str(ram)),
+    "fsspec-memory": lambda disk, ram: FsspecDriver(f"memory://{uuid.uuid4()}/storage"),
+    "fsspec-file": lambda disk, ram: FsspecDriver(f"file://{disk}"),
+    "fsspec-unheardof": lambda disk, ram: FsspecDriver(f"unheardof://{uuid.uuid4()}/storage"),
+}
+APPENDING = [name for name in DRIVERS if name != "fsspec-unheardof"]
+RANDOM_WRITING = ["memory", "local-on-disk", "local-on-tmpfs"]
+WITHOUT_DIRECTORIES = ["fsspec-memory"]
