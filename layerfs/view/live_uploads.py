@@ -80,6 +80,11 @@ class LiveUpload:
         self.finished: Digest | None = None
         self.modified_at = time.time_ns()
 
+    @property
+    def is_being_written(self) -> bool:
+        """Whether the newest of it is here. Not after its writer has failed: then it is what storage has."""
+        return self.writer is not None and self.upload.is_usable
+
 
 class LiveUploads:
     """All live uploads of a mount."""
@@ -355,7 +360,7 @@ class UploadFile(Node):
 
     async def attributes(self) -> Attributes:
         live = self._view.live(self.repository, self.uuid)
-        if live is not None and live.writer is not None:
+        if live is not None and live.is_being_written:
             return self._attributes(live.upload.size, live.modified_at)
         info = await self._view.stat(self.repository, self.uuid)
         return self._attributes(info.size, info.modified_at)
@@ -363,7 +368,7 @@ class UploadFile(Node):
     def attributes_of(self, info: UploadInfo) -> Attributes:
         """As listed, or as its writer here has left it."""
         live = self._view.live(self.repository, self.uuid)
-        if live is not None and live.writer is not None:
+        if live is not None and live.is_being_written:
             return self._attributes(live.upload.size, live.modified_at)
         return self._attributes(info.size, info.modified_at)
 
@@ -426,7 +431,7 @@ class UploadHandle(Handle):
 
     async def read(self, offset: int, length: int) -> bytes:
         live = self._live
-        if live.finished is None and live.writer is not None and live.finishing is None:
+        if live.finished is None and live.is_being_written and live.finishing is None:
             return await live.upload.read(offset, length)
         async with self._reading:
             if self._reader is None or self._reader.size < offset + length:

@@ -379,3 +379,19 @@ async def test_an_idle_upload_has_nothing_open(nursery: trio.Nursery, tmp_path: 
     links = [os.readlink(descriptor) for descriptor in descriptors if os.path.lexists(descriptor)]
     assert not [link for link in links if "_uploads" in link]
     await local.close()
+
+
+async def test_a_reader_after_its_writer_has_failed(shown: InProcess, driver: FaultyDriver) -> None:
+    """What is in storage is read, and its size shown, before the failed writer's descriptor is gone for everybody."""
+    writing = await shown.open(shown.upload("x"), os.O_WRONLY | os.O_CREAT)
+    await writing.write(b"stored")
+    await writing.sync()
+    await writing.write(b"lost", 6)
+    driver.arm(Fault(1, "before", "fail"))
+    assert await outcome(writing.sync) == errno.EIO
+    driver.arm(None)
+    reading = await shown.open(shown.upload("x"))
+    assert await reading.read() == b"stored"
+    await reading.close()
+    assert (await shown.stat(shown.upload("x"))).size == 6
+    assert await outcome(writing.close) == errno.EIO  # once more: the bytes are lost
