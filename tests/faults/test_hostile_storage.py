@@ -7,6 +7,7 @@ Seen to fail: `test_opening_whatever_is_there_is_found`, with a daemon that take
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -415,11 +416,24 @@ def _swap(path: Path, target: Path, stop: threading.Event) -> None:
     os.symlink(target, link)
     while not stop.is_set():
         os.rename(path, real)
-        os.rename(link, path)
+        _move_over(link, path)
         time.sleep(0.0005)  # what the race is about
         os.rename(path, link)
-        os.rename(real, path)
+        _move_over(real, path)
         time.sleep(0.0005)  # what the race is about
+
+
+def _move_over(source: Path, destination: Path) -> None:
+    """Also over a directory: in the moment when nothing is there, the mount may make what a repository needs."""
+    while True:
+        try:
+            os.rename(source, destination)
+        except OSError as error:
+            if error.errno not in (errno.EISDIR, errno.ENOTEMPTY):
+                raise
+            shutil.rmtree(destination, ignore_errors=True)
+        else:
+            return
 
 
 def _look_for_seconds(repository: MountedRepository, seconds: float) -> dict[str, Any]:
