@@ -204,7 +204,7 @@ class _Check:
 
     async def _weigh(self, fault: Fault) -> Fault:
         """Who is wrong where blob and manifest disagree on its size: the bytes tell."""
-        if fault.kind is FaultKind.ZERO_LENGTH_BLOB or fault.digest is None:
+        if fault.kind is FaultKind.ZERO_LENGTH_BLOB or not isinstance(fault.digest, Digest):
             return fault
         bad = await self._hasher().find_bad([Stored(fault.digest, 0)])
         if not bad:

@@ -59,7 +59,7 @@ class BlobWalk:
             places, await self._look.driver.stat_many([place.path for place in places]), strict=True
         ):
             if isinstance(info, FileInfo):
-                if place.digest is not None and not info.is_directory:
+                if isinstance(place.digest, Digest) and not info.is_directory:
                     blobs.append(Stored(place.digest, info.size))
                 elif not info.is_directory:
                     self._look.faults.append(place)
@@ -112,7 +112,7 @@ async def without_manifests(
 
 async def sizes_again(blobs: BlobStore, faults: Iterable[Fault], meant: Meant) -> list[Fault]:
     """What `judge_size` says now of the blobs that it has judged before."""
-    found = await blobs.stat_many([fault.digest for fault in faults if fault.digest is not None])
+    found = await blobs.stat_many([fault.digest for fault in faults if isinstance(fault.digest, Digest)])
     judged = [judge_size(Stored(blob.digest, blob.size), meant) for blob in found if isinstance(blob, BlobInfo)]
     return [fault for fault in judged if fault is not None]
 

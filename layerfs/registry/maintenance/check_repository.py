@@ -12,6 +12,7 @@ import trio
 from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import BlobUnknown, ContentTooLarge, InvalidManifest, LayerfsError, NotRegularFile, PathNotFound
+from layerfs.layername import LayerName
 from layerfs.manifest import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, MANIFEST_LIMIT, ParsedManifest, UrlRules
 from layerfs.manifest import parse_manifest as parse
 from layerfs.names import is_tag
@@ -69,8 +70,8 @@ class RepositoryCheck:
         self._knows_layers = True
         self._knows_revisions = True
         # What has a link, a good one or a bad one.
-        self._layers: set[Digest] = set()
-        self._revisions: set[Digest] = set()
+        self._layers: set[LayerName] = set()
+        self._revisions: set[LayerName] = set()
         self._lacks_blobs = False
 
     async def run(self, *, before: datetime, deep: bool) -> None:
@@ -91,38 +92,42 @@ class RepositoryCheck:
 
     async def _check_layers(self) -> None:
         before = self._look.unreadables
-        digests = await self._look.digests_in(self._directory.layers)
+        names = await self._look.layer_names_in(self._directory.layers)
         self._knows_layers = self._look.unreadables == before
         places = [
-            Fault(FaultKind.DANGLING_LAYER_LINK, LayerLink(self._name, digest).path, self._name, digest=digest)
-            for digest in digests
+            Fault(FaultKind.DANGLING_LAYER_LINK, LayerLink(self._name, name).path, self._name, digest=name)
+            for name in names
         ]
         await self._look.find_temporary(places)
         known = len(self._look.faults)
         links = await self._look.read_links(places)
         # A bad link is no missing one: it has its own fault.
         self._layers = {fault.digest for fault in self._look.faults[known:] if fault.digest is not None}
-        good = [(place, link) for place, link in zip(places, links, strict=True) if self._fits(place, link)]
+        good = [(place, link) for place, link in zip(places, links, strict=True) if link and self._fits(place, link)]
         for start in range(0, len(good), BATCH):
             await self._check_targets(good[start : start + BATCH])
 
-    def _fits(self, place: Fault, link: Digest | None) -> bool:
-        if link is None or place.digest is None:
+    def _fits(self, place: Fault, link: Digest) -> bool:
+        if place.digest is None:
             return False
         self._layers.add(place.digest)
+        # What an alias leads to is a layer of the repository, too.
         self._meant.add(link)
         if link_fits(place.digest, link):
             return True
         self._found(replace(place, kind=FaultKind.BAD_LINK, detail=f"it leads to {link}"))
         return False
 
-    async def _check_targets(self, good: Sequence[tuple[Fault, Digest | None]]) -> None:
-        found = await self._blobs.stat_many([link for _, link in good if link is not None])
-        for (place, _), blob in zip(good, found, strict=True):
+    async def _check_targets(self, good: Sequence[tuple[Fault, Digest]]) -> None:
+        found = await self._blobs.stat_many([link for _, link in good])
+        for (place, link), blob in zip(good, found, strict=True):
             if isinstance(blob, BlobUnknown):
                 self._found(place)
             elif not isinstance(blob, BlobInfo):
                 self._look.unreadable(place, blob)
+            elif link not in self._layers and self._knows_layers:
+                # Registries answer 500 to an alias whose canonical link was deleted.
+                self._found(replace(place, detail=f"an alias of {link}, which has no link of its own"))
 
     # --- manifests -------------------------------------------------------------------------------------------
 
@@ -140,13 +145,13 @@ class RepositoryCheck:
         links = await self._look.read_links(places)
         self._revisions = {fault.digest for fault in self._look.faults[known:] if fault.digest is not None}
         good = []
-        for place, link in zip(places, links, strict=True):
-            if link is None or place.digest is None:
+        for place, digest, link in zip(places, digests, links, strict=True):
+            if link is None:
                 continue
-            self._revisions.add(place.digest)
+            self._revisions.add(digest)
             self._meant.add(link)
-            if link == place.digest:
-                good.append(place)
+            if link == digest:
+                good.append((place, digest))
             else:
                 self._found(replace(place, kind=FaultKind.BAD_LINK, detail=f"it leads to {link}"))
         async for place, content in self._read_manifests(good):
@@ -160,16 +165,18 @@ class RepositoryCheck:
                 if (digest := Digest.parse_or_none(f"sha256:{entry.name}")) is not None:
                     self._meant.add(digest)
 
-    async def _read_manifests(self, places: Sequence[Fault]) -> AsyncIterator[tuple[Fault, bytes | LayerfsError]]:
+    async def _read_manifests(
+        self, places: Sequence[tuple[Fault, Digest]]
+    ) -> AsyncIterator[tuple[Fault, bytes | LayerfsError]]:
         """The bytes of each, or the error in their place, few of them in memory at a time."""
         for start in range(0, len(places), BATCH):
             batch = places[start : start + BATCH]
-            found = await self._blobs.stat_many([place.digest for place in batch if place.digest is not None])
+            found = await self._blobs.stat_many([digest for _, digest in batch])
             sizes = [blob.size if isinstance(blob, BlobInfo) else 0 for blob in found]
             for part in _parts(sizes):
-                contents = await read_blobs(self._look.driver, [batch[index].digest for index in part])
+                contents = await read_blobs(self._look.driver, [batch[index][1] for index in part])
                 for index, content in zip(part, contents, strict=True):
-                    yield batch[index], content
+                    yield batch[index][0], content
 
     async def _check_manifest(self, place: Fault, content: bytes | LayerfsError) -> None:
         if isinstance(content, PathNotFound | NotRegularFile):
@@ -237,10 +244,9 @@ class RepositoryCheck:
         await self._look.read_links(places)
 
 
-async def read_blobs(driver: StorageDriver, digests: Sequence[Digest | None]) -> Sequence[bytes | LayerfsError]:
+async def read_blobs(driver: StorageDriver, digests: Sequence[Digest]) -> Sequence[bytes | LayerfsError]:
     """The content of each blob that can be a manifest; an error stands in the place of one that cannot be had."""
-    paths = [BlobData(digest).path for digest in digests if digest is not None]
-    return await driver.get_contents(paths, limit=MANIFEST_LIMIT)
+    return await driver.get_contents([BlobData(digest).path for digest in digests], limit=MANIFEST_LIMIT)
 
 
 def _parts(sizes: Sequence[int]) -> Iterator[list[int]]:

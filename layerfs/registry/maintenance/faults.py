@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from layerfs.digest import Digest
+from layerfs.layername import LayerName
 
 
 class Severity(StrEnum):
@@ -64,7 +64,9 @@ _ABOUT: Final[dict[FaultKind, _About]] = {
     FaultKind.CORRUPT_BLOB: _About(
         _ERROR, "its bytes do not have its digest", "upload the blob through layerfs, which replaces it"
     ),
-    FaultKind.DANGLING_LAYER_LINK: _About(_ERROR, "it leads to no blob", f"push the blob again, or {_LINK_AGAIN}"),
+    FaultKind.DANGLING_LAYER_LINK: _About(
+        _ERROR, "it leads to no blob that the repository has", f"push the blob again, or {_LINK_AGAIN}"
+    ),
     FaultKind.EMPTY_LINK: _About(_ERROR, "it holds nothing; registries answer 500", _LINK_AGAIN),
     FaultKind.LINK_WITH_NEWLINE: _About(
         _ERROR,
@@ -146,7 +148,7 @@ class Fault:
     path: str
     repository: str | None = None
     tag: str | None = None
-    digest: Digest | None = None
+    digest: LayerName | None = None
     upload: str | None = None
     detail: str = ""
 

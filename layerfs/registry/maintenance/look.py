@@ -11,6 +11,7 @@ import trio
 from layerfs.digest import HEX_LENGTHS, Digest
 from layerfs.driver.interface import Entries, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, LayerfsError, NotRegularFile, PathNotFound
+from layerfs.layername import LINK_DIRECTORIES, LayerName, layer_name_at
 from layerfs.registry.links import LINK_LIMIT, read_links
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 
@@ -23,6 +24,7 @@ _SUFFIX: Final = ".tmp"
 # Named here because inside `Look` the word `list` is its method.
 Listings: TypeAlias = list[Entries]
 Digests: TypeAlias = list[Digest]
+LayerNames: TypeAlias = list[LayerName]
 Links: TypeAlias = list[Digest | None]
 
 
@@ -75,6 +77,19 @@ class Look:
                 if digest is not None and entry.is_directory:
                     digests.append(digest)
         return digests
+
+    async def layer_names_in(self, directory: str) -> LayerNames:
+        """The names of layers, digests and TarSums, that have a directory in `directory`, whatever is in it."""
+        there = {entry.name for entry in await self.list(directory)}
+        # Few repositories have any but the first: asking for each would cost more than to look.
+        parents = [parent for parent in LINK_DIRECTORIES if parent.partition("/")[0] in there]
+        names: LayerNames = []
+        for parent in parents:
+            for entry in await self.list(f"{directory}/{parent}"):
+                name = layer_name_at(f"{parent}/{entry.name}")
+                if name is not None and entry.is_directory:
+                    names.append(name)
+        return names
 
     async def read_links(self, places: Sequence[Fault]) -> Links:
         """What the links at the paths of `places` hold, None where there is none; what is wrong is noted there."""

@@ -27,6 +27,8 @@ from harness.handmade import (
     describe,
     sha256,
 )
+from harness.invariants import link_path
+from harness.tarsums import LABELS, archive, tarsum_of
 
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
@@ -98,6 +100,56 @@ async def huge_link(tree: Tree) -> str:
 
 async def link_elsewhere(tree: Tree) -> str:
     return await link_layer(tree, f"sha256:{sha256(LAYER)}")
+
+
+async def link_tarsum(tree: Tree, content: str, label: str = "tarsum.v1") -> str:
+    name = tarsum_of("types.tar", label)
+    await tree.put(link_path("team/app", name), content)
+    return f"team/app {name}"
+
+
+async def dangling_tarsum(tree: Tree) -> str:
+    return await link_tarsum(tree, FAKE, "tarsum")
+
+
+async def empty_tarsum(tree: Tree) -> str:
+    return await link_tarsum(tree, "", "tarsum.dev")
+
+
+async def newline_tarsum(tree: Tree) -> str:
+    return await link_tarsum(tree, f"sha256:{sha256(LAYER)}\n")
+
+
+async def junk_tarsum(tree: Tree) -> str:
+    return await link_tarsum(tree, "junk")
+
+
+async def tarsum_of_a_tarsum(tree: Tree) -> str:
+    """As registries wrote it for a month in 2015, before content was stored by its SHA-256."""
+    return await link_tarsum(tree, tarsum_of("types.tar"))
+
+
+async def tarsum_of_an_alias(tree: Tree) -> str:
+    return await link_tarsum(tree, f"sha512:{hashlib.sha512(LAYER).hexdigest()}")
+
+
+async def tarsum_tmp(tree: Tree) -> str:
+    await link_tarsum(tree, f"sha256:{sha256(LAYER)}")
+    await tree.put(link_path("team/app", tarsum_of("types.tar")) + ".0123.tmp", "half")
+    return f"team/app {tarsum_of('types.tar')}"
+
+
+async def tarsum_of_what_is_no_layer(tree: Tree) -> str:
+    await tree.put_blob(b"a blob of others")
+    await tree.put_layer("other", b"a blob of others")
+    return await link_tarsum(tree, f"sha256:{sha256(b'a blob of others')}")
+
+
+async def alias_of_what_is_no_layer(tree: Tree) -> str:
+    await tree.put_blob(b"deleted")
+    alias = hashlib.sha512(b"deleted").hexdigest()
+    await tree.put(f"{APP}/_layers/sha512/{alias}/link", f"sha256:{sha256(b'deleted')}")
+    return f"team/app sha512:{alias}"
 
 
 async def lost_layer_blob(tree: Tree) -> str:
@@ -229,8 +281,13 @@ BREAKS: list[tuple[Break, FaultKind]] = [
     (empty_blob, FaultKind.ZERO_LENGTH_BLOB),
     (dangling_layer, FaultKind.DANGLING_LAYER_LINK),
     (lost_layer_blob, FaultKind.DANGLING_LAYER_LINK),
+    (dangling_tarsum, FaultKind.DANGLING_LAYER_LINK),
+    (tarsum_of_what_is_no_layer, FaultKind.DANGLING_LAYER_LINK),
+    (alias_of_what_is_no_layer, FaultKind.DANGLING_LAYER_LINK),
     (empty_link, FaultKind.EMPTY_LINK),
+    (empty_tarsum, FaultKind.EMPTY_LINK),
     (newline_link, FaultKind.LINK_WITH_NEWLINE),
+    (newline_tarsum, FaultKind.LINK_WITH_NEWLINE),
     (tag_nothing, FaultKind.TAG_TO_MISSING_MANIFEST),
     (empty_tag, FaultKind.EMPTY_LINK),
     (empty_history, FaultKind.EMPTY_LINK),
@@ -241,6 +298,7 @@ BREAKS: list[tuple[Break, FaultKind]] = [
     (huge_manifest, FaultKind.MANIFEST_NOT_JSON),
     (blob_tmp, FaultKind.LEFT_OVER_TMP),
     (layer_tmp, FaultKind.LEFT_OVER_TMP),
+    (tarsum_tmp, FaultKind.LEFT_OVER_TMP),
     (tag_tmp, FaultKind.LEFT_OVER_TMP),
     (lose_manifests, FaultKind.REPO_WITHOUT_MANIFESTS),
     (lose_layers, FaultKind.REPO_WITHOUT_LAYERS),
@@ -252,6 +310,9 @@ BREAKS: list[tuple[Break, FaultKind]] = [
     (junk_link, FaultKind.BAD_LINK),
     (huge_link, FaultKind.BAD_LINK),
     (link_elsewhere, FaultKind.BAD_LINK),
+    (junk_tarsum, FaultKind.BAD_LINK),
+    (tarsum_of_a_tarsum, FaultKind.BAD_LINK),
+    (tarsum_of_an_alias, FaultKind.BAD_LINK),
     (no_manifest, FaultKind.INVALID_MANIFEST),
     (lost_layer_link, FaultKind.MISSING_REFERENCE),
     (too_large, FaultKind.SIZE_MISMATCH),
@@ -398,6 +459,38 @@ async def test_an_alias_is_no_fault(tree: Tree, registry: Registry) -> None:
     alias = hashlib.sha512(LAYER).hexdigest()
     await tree.put(f"{APP}/_layers/sha512/{alias}/link", f"sha256:{sha256(LAYER)}")
     assert await kinds_of(registry) == []
+
+
+async def test_a_tree_of_the_seed_era_has_no_faults(tree: Tree, registry: Registry) -> None:
+    """What a registry 2.0 left: TarSums of every version, other algorithms, an empty layer, ghosts, a signed image."""
+    for vector in ("types.tar", "xattr.tar", "zero-length.tar"):
+        content = archive(vector)
+        await tree.put_layer("library/old", content)
+        names = [tarsum_of(vector, label) for label in LABELS]
+        for name in [*names, f"sha384:{hashlib.sha384(content).hexdigest()}"]:
+            await tree.put(link_path("library/old", name), f"sha256:{sha256(content)}")
+    signed = {"schemaVersion": 1, "name": "library/old", "tag": "1", "architecture": "amd64"}
+    signed["fsLayers"] = [{"blobSum": f"sha256:{sha256(archive('types.tar'))}"}, {"blobSum": tarsum_of("xattr.tar")}]
+    signed["history"] = [{"v1Compatibility": "{}"}] * 2
+    content = json.dumps(signed).encode()
+    await tree.put_manifest("library/old", content, "1")
+    await tree.put_blob(b"{signature}")
+    signatures = tree.revision_path("library/old", content).removesuffix("link") + "signatures/sha256"
+    await tree.put(f"{signatures}/{sha256(b'{signature}')}/link", f"sha256:{sha256(b'{signature}')}")
+    await tree.put_upload("library/old", started_at=None, data=None, n0=b"gob" * 52)
+    for deep in (False, True):
+        assert await kinds_of(registry, deep=deep) == []
+
+
+async def test_what_only_a_tarsum_leads_to_is_no_orphan(tree: Tree, registry: Registry) -> None:
+    """The link is wrong without the other one; the bytes are still somebody's, and a wrong size is found."""
+    content = archive("types.tar")
+    await tree.put_blob(content, stored=b"")
+    place = await link_tarsum(tree, f"sha256:{sha256(content)}")
+    assert await kinds_of(registry) == [
+        ("dangling-layer-link", place),
+        ("zero-length-blob", f"sha256:{sha256(content)}"),
+    ]
 
 
 async def test_signatures_of_old_registries_are_no_orphans(tree: Tree, registry: Registry) -> None:
