@@ -9,7 +9,7 @@ from layerfs.layername import LayerName, parse_layer_name, parse_layer_name_or_n
 from layerfs.registry import LayerService
 from layerfs.registry.paths import LAYERS
 from layerfs.view.blob_file import LayerFile
-from layerfs.view.live_uploads import LiveUploads
+from layerfs.view.live_uploads import LiveUploads, UploadFile
 from layerfs.view.nodes import DirectoryEntry, Handle, Node, no_entry, not_a_digest
 from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
@@ -42,7 +42,11 @@ class LayersDirectory(OwnDirectory):
         digest = self._digest(name)
         if await self._service.exists(digest):
             raise LayerExists(self.repository, digest)
-        return await self._uploads.create_for(self.repository, digest, flags)
+
+        async def finish(upload: UploadFile) -> None:
+            await self._uploads.finish(self.repository, upload.uuid, upload.file_name, digest)
+
+        return await self._uploads.create_for(self.repository, f"{self.path}/{name}", digest, flags, finish)
 
     async def remove(self, name: str) -> None:
         state = self._state

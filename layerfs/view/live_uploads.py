@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -34,8 +34,8 @@ from layerfs.layername import LayerName, is_of_nothing
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
 from layerfs.registry.layer_upload import STORE_SIZE
-from layerfs.registry.paths import LAYERS, UPLOADS
-from layerfs.view.blob_file import LayerFile, ManifestFile
+from layerfs.registry.paths import UPLOADS
+from layerfs.view.blob_file import BlobFile, LayerFile, ManifestFile
 from layerfs.view.nodes import (
     Attributes,
     Handle,
@@ -64,11 +64,14 @@ _IDLE_KEPT: Final = 1024
 class LiveUpload:
     """An upload that this mount has written to, or is about to finish."""
 
-    def __init__(self, upload: LayerUpload, file_name: str, expected: LayerName | None = None) -> None:
+    def __init__(self, upload: LayerUpload, file_name: str) -> None:
         self.upload = upload
         self.file_name = file_name
-        #: Set for a file that was created in `_layers`: it is finished with this digest when it is closed.
-        self.expected = expected
+        #: Where it is in the tree.
+        self.path = f"{upload.name}/{UPLOADS}/{file_name}"
+        #: Set for a file that was created at its digest: what it must hold, and what makes it so when it is closed.
+        self.expected: LayerName | None = None
+        self.commit: Callable[[], Awaitable[None]] | None = None
         self.writer: UploadHandle | None = None
         self.writer_gone = trio.Event()
         self.storing = False
@@ -76,14 +79,21 @@ class LiveUpload:
         self.finishing: trio.Event | None = None
         #: Why the last thing that failed did; shown as `user.layerfs.error`.
         self.error = ""
-        #: The canonical digest that it was finished with.
+        #: The canonical digest of the blob that it has become.
         self.finished: Digest | None = None
+        #: Whether its content was handed to somebody: nothing more can be written.
+        self.is_consumed = False
         self.modified_at = time.time_ns()
 
     @property
     def is_being_written(self) -> bool:
         """Whether the newest of it is here. Not after its writer has failed: then it is what storage has."""
         return self.writer is not None and self.upload.is_usable
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is finished, or its content has gone elsewhere."""
+        return self.is_consumed or self.finished is not None
 
 
 class LiveUploads:
@@ -141,17 +151,29 @@ class LiveUploads:
         """The uploads of repository `name` are others now."""
         self.state.upload_listings.forget(name)
 
-    async def create(self, name: str, file_name: str, flags: int) -> tuple[Node, Handle]:
+    async def create(self, name: str, file_name: str, flags: int) -> tuple[UploadFile, Handle]:
         """Begins an upload called `file_name`."""
         with self._room():
             upload = await self.state.service(name).upload(file_name=file_name)
             return self._began(LiveUpload(upload, file_name), flags)
 
-    async def create_for(self, name: str, digest: LayerName, flags: int) -> tuple[Node, Handle]:
-        """Begins an upload that becomes the layer `digest` when it is closed."""
+    async def create_scratch(self, name: str, path: str, flags: int) -> tuple[UploadFile, Handle]:
+        """Begins an upload that has no name of its own in `_uploads`, but is at `path` in the tree of this mount."""
         with self._room():
-            upload = await self.state.service(name).upload()
-            return self._began(LiveUpload(upload, upload.uuid, digest), flags)
+            live = LiveUpload(upload := await self.state.service(name).upload(), upload.uuid)
+            live.path = path
+            return self._began(live, flags)
+
+    async def create_for(
+        self, name: str, path: str, digest: LayerName, flags: int, commit: Callable[[UploadFile], Awaitable[None]]
+    ) -> tuple[UploadFile, Handle]:
+        """Begins an upload that becomes the blob `digest` at `path` by `commit`, when it is closed."""
+        with self._room():
+            live = LiveUpload(upload := await self.state.service(name).upload(), upload.uuid)
+            live.path, live.expected = path, digest
+            node, handle = self._began(live, flags)
+            live.commit = functools.partial(commit, node)
+            return node, handle
 
     async def open(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
         """Opens an upload. Raises `LayerUploadBusy` if it is to be written and somebody else is writing it."""
@@ -179,22 +201,54 @@ class LiveUploads:
 
     async def put_manifest(self, upload: UploadFile, *, digest: Digest | None = None, tag: str | None = None) -> None:
         """Puts what was uploaded as a manifest, by digest or by tag; then the upload is no more."""
+
+        async def put(content: bytes) -> ManifestFile:
+            name = upload.repository
+            return ManifestFile(self.state, name, await self.state.put_manifest(name, content, digest=digest, tag=tag))
+
+        await self.consume(upload, put)
+
+    async def peek(self, upload: UploadFile, limit: int) -> bytes | None:
+        """The content of an upload, as far as it was written; None if it has more than `limit` bytes."""
+        name, uuid = upload.repository, upload.uuid
+        live = self.live(name, uuid) or await self._revive(name, uuid, upload.file_name)
+        if not live.upload.is_usable:
+            live.upload = await self.state.service(name).resume(uuid)
+        size = live.upload.size
+        return None if size > limit else await live.upload.read(0, size)
+
+    async def consume(
+        self,
+        upload: UploadFile,
+        use: Callable[[bytes], Awaitable[Node]],
+        *,
+        limit: int = MANIFEST_LIMIT,
+        keep: bool = False,
+    ) -> None:
+        """Hands all of a small upload to `use`, which says which file it is from now on; then the upload is no more.
+
+        With `keep` it stays in storage, complete and durable, though nobody writes it any more.
+        Raises `ManifestTooLarge` beyond `limit` bytes.
+        """
         name, uuid = upload.repository, upload.uuid
         live = self.live(name, uuid) or await self._revive(name, uuid, upload.file_name)
         with self._finishing(live):
             if live.writer is None or not live.upload.is_usable:
                 live.upload = await self.state.service(name).resume(uuid)
-            if live.upload.size > MANIFEST_LIMIT:
-                raise ManifestTooLarge(MANIFEST_LIMIT)
+            if live.upload.size > limit:
+                raise ManifestTooLarge(limit)
             content = await live.upload.read(0, live.upload.size)
-            info = await self.state.put_manifest(name, content, digest=digest, tag=tag)
-        live.finished = info.digest
+            if keep:
+                await live.upload.flush()
+            node = await use(content)
+        live.is_consumed = True
+        live.finished = node.blob.digest if isinstance(node, BlobFile) else None
         try:
-            await self.cancel(name, uuid)
+            await (live.upload.close() if keep else self.cancel(name, uuid))
         finally:
             # What could not be deleted is an upload like any other.
             self.forget(name, uuid)
-        self.state.became(upload, ManifestFile(self.state, name, info))
+        self.state.became(upload, node)
 
     @contextlib.contextmanager
     def _finishing(self, live: LiveUpload) -> Iterator[None]:
@@ -305,14 +359,14 @@ class LiveUploads:
         live = self.live(name, uuid)  # somebody may have been faster
         return live or self._keep(LiveUpload(upload, file_name))
 
-    def _began(self, live: LiveUpload, flags: int) -> tuple[Node, Handle]:
+    def _began(self, live: LiveUpload, flags: int) -> tuple[UploadFile, Handle]:
         self._keep(live)
         name, uuid = live.upload.name, live.upload.uuid
         handle = UploadHandle(self, name, live, flags)
         live.writer = handle
         self.changed(name)
         self.state.fresh_repositories.discard(name)
-        return UploadFile(self, name, uuid, live.file_name, None), handle
+        return UploadFile(self, name, uuid, live.file_name, None, live.path), handle
 
     def _keep(self, live: LiveUpload) -> LiveUpload:
         self._live[live.upload.name, live.upload.uuid] = live
@@ -346,8 +400,16 @@ class LiveUploads:
 class UploadFile(Node):
     """An upload. With `info` it is shown as storage has it, else as its writer here has left it."""
 
-    def __init__(self, view: LiveUploads, repository: str, uuid: str, file_name: str, info: UploadInfo | None) -> None:
-        self.path = f"{repository}/{UPLOADS}/{file_name}"
+    def __init__(
+        self,
+        view: LiveUploads,
+        repository: str,
+        uuid: str,
+        file_name: str,
+        info: UploadInfo | None,
+        path: str | None = None,
+    ) -> None:
+        self.path = path or f"{repository}/{UPLOADS}/{file_name}"
         self.repository = repository
         self.uuid = uuid
         self.file_name = file_name
@@ -418,8 +480,7 @@ class UploadHandle(Handle):
     direct = True
 
     def __init__(self, view: LiveUploads, repository: str, live: LiveUpload, flags: int) -> None:
-        where = f"{UPLOADS}/{live.file_name}" if live.expected is None else f"{LAYERS}/{live.expected}"
-        self.path = f"{repository}/{where}"
+        self.path = live.path
         self._view = view
         self._repository = repository
         self._live = live
@@ -431,7 +492,7 @@ class UploadHandle(Handle):
 
     async def read(self, offset: int, length: int) -> bytes:
         live = self._live
-        if live.finished is None and live.is_being_written and live.finishing is None:
+        if not live.is_over and live.is_being_written and live.finishing is None:
             return await live.upload.read(offset, length)
         async with self._reading:
             if self._reader is None or self._reader.size < offset + length:
@@ -459,16 +520,16 @@ class UploadHandle(Handle):
         await self._check_writer().upload.truncate(size)
 
     async def flush(self) -> None:
-        if not self._writes or self._live.writer is not self or self._live.finished is not None:
+        live = self._live
+        if not self._writes or live.writer is not self or live.is_over:
             return
         await self._flush()
-        expected = self._live.expected
         # A shell's `>` is flushed before the first write. That is no end, unless an empty file is what is wanted.
-        if expected is not None and (self._live.upload.size or is_of_nothing(expected)):
-            await self._view.finish(self._repository, self._live.upload.uuid, self._live.file_name, expected)
+        if live.commit and live.expected and (live.upload.size or is_of_nothing(live.expected)):
+            await live.commit()
 
     async def synchronize(self) -> None:
-        if self._writes and self._live.writer is self and self._live.finished is None:
+        if self._writes and self._live.writer is self and not self._live.is_over:
             await self._flush()
 
     async def release(self) -> None:
@@ -483,7 +544,7 @@ class UploadHandle(Handle):
             self._view.changed(self._repository)
 
     async def _let_go(self, live: LiveUpload) -> None:
-        if live.finished is not None:
+        if live.is_over:
             return
         if live.expected is not None:
             try:
@@ -545,8 +606,8 @@ class UploadHandle(Handle):
     def _check_writer(self) -> LiveUpload:
         if not self._writes:
             raise BadHandle(f"{self.path} is open for reading only")
-        if self._live.finished is not None:
-            raise BadHandle(f"{self.path} is finished: it is layer {self._live.finished} now")
+        if self._live.is_over:
+            raise BadHandle(f"{self.path} is finished: {self._live.finished or 'it'} cannot be changed any more")
         return self._live
 
 

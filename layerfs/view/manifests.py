@@ -6,83 +6,18 @@ either in the memory of the handle that writes it (at its final name) or an uplo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Sequence
 
 from layerfs.digest import Digest
-from layerfs.errors import ManifestTooLarge, NotPermitted
+from layerfs.errors import NotPermitted
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry.paths import MANIFESTS
 from layerfs.view.blob_file import ManifestFile
-from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, Node, file_attributes
+from layerfs.view.buffered import BufferedFile, BufferedHandle
+from layerfs.view.nodes import Directory, DirectoryEntry, Handle, Node
 from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
 from layerfs.view.uploads import UploadsDirectory
-
-
-class NewManifestFile(Node):
-    """A manifest that is being written at its final name: there for whoever has it open, for nobody else."""
-
-    def __init__(self, state: MountState, handle: NewManifestHandle) -> None:
-        self.path = handle.path
-        self._state = state
-        self._handle = handle
-
-    @property
-    def key(self) -> Hashable:
-        return ("new manifest", id(self._handle))
-
-    async def attributes(self) -> Attributes:
-        return file_attributes(
-            permissions=self._state.permissions(0o644), size=self._handle.size, modified_at=self._state.mounted_at
-        )
-
-    def check_ownership_change(self) -> None:
-        """Taken and ignored, as for every upload."""
-
-
-class NewManifestHandle(Handle):
-    """Writes a manifest into memory and hands it to `put` when a descriptor is closed."""
-
-    direct = True
-
-    def __init__(self, path: str, put: Callable[[bytes], Awaitable[None]]) -> None:
-        self.path = path
-        self._put = put
-        self._content = bytearray()
-        self._changed = False
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return len(self._content)
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return bytes(self._content[offset : offset + length])
-
-    async def write(self, offset: int, content: bytes) -> int:
-        end = offset + len(content)
-        if end > MANIFEST_LIMIT:
-            raise ManifestTooLarge(MANIFEST_LIMIT)
-        if offset > self.size:
-            self._content.extend(bytes(offset - self.size))
-        self._content[offset:end] = content
-        self._changed = True
-        return len(content)
-
-    async def truncate(self, size: int) -> None:
-        if size > MANIFEST_LIMIT:
-            raise ManifestTooLarge(MANIFEST_LIMIT)
-        self._content[size:] = bytes(max(0, size - self.size))
-        self._changed = True
-
-    async def flush(self) -> None:
-        # A shell's `>` is flushed before the first write: nothing is no manifest.
-        if self._changed and self._content:
-            await self._put(bytes(self._content))
-            self._changed = False
-
-    async def synchronize(self) -> None:
-        """Nothing is stored before it is complete, so there is nothing to synchronize before it is closed."""
 
 
 class ManifestsDirectory(OwnDirectory):
@@ -118,8 +53,8 @@ class ManifestsDirectory(OwnDirectory):
         async def put(content: bytes) -> None:
             await self._state.put_manifest(self.repository, content, digest=digest)
 
-        handle = NewManifestHandle(f"{self.path}/{name}", put)
-        return NewManifestFile(self._state, handle), handle
+        handle = BufferedHandle(f"{self.path}/{name}", put, limit=MANIFEST_LIMIT)
+        return BufferedFile(self._state, handle), handle
 
     async def remove(self, name: str) -> None:
         """The revision and the tags that mean it; the bytes stay."""

@@ -7,9 +7,10 @@ from collections.abc import Hashable, Sequence
 
 from layerfs.digest import Digest
 from layerfs.errors import EntryExists, InvalidArgument, NotPermitted, TagUnknown
+from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.names import check_tag, is_tag
 from layerfs.registry.paths import MANIFESTS
-from layerfs.view.manifests import NewManifestFile, NewManifestHandle
+from layerfs.view.buffered import BufferedFile, BufferedHandle
 from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Handle, ListedNode, Node
 from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
@@ -74,8 +75,8 @@ class TagsDirectory(OwnDirectory):
         async def put(content: bytes) -> None:
             await self._state.put_manifest(self.repository, content, tag=name)
 
-        handle = NewManifestHandle(f"{self.path}/{name}", put)
-        return NewManifestFile(self._state, handle), handle
+        handle = BufferedHandle(f"{self.path}/{name}", put, limit=MANIFEST_LIMIT)
+        return BufferedFile(self._state, handle), handle
 
     async def make_link(self, name: str, target: str) -> Node:
         """`ln -s`: to a digest, to a manifest of this repository, or to what another tag means now."""
