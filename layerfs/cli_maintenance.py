@@ -19,7 +19,7 @@ from layerfs.exits import ExitCode
 if TYPE_CHECKING:
     from layerfs.progress import ProgressDisplay
     from layerfs.registry import Registry
-    from layerfs.registry.maintenance import Fault, KeptUpload, PurgedUpload
+    from layerfs.registry.maintenance import FailedUpload, Fault, KeptUpload, PurgedUpload
 
 _FORMAT = click.option(
     "--format",
@@ -166,10 +166,11 @@ class _Faults:
 _PURGE_EXIT_CODES: Final = """\b
 Exit codes:
   0   success, also if there was nothing to delete
-  1   the arguments or the source cannot be used, or nothing may be deleted there
+  1   the arguments or the source cannot be used, or this user may not look at, or not delete, some uploads
   4   internal error: please report it, with the log
-  8   interrupted; what was reported is deleted
-  32  the storage is out of reach, or the output cannot be written; what was reported is deleted
+  8   interrupted
+  32  some uploads could not be looked at or deleted, the storage is out of reach, or the output cannot be written
+In every case what was reported as deleted is deleted.
 """
 
 _UNITS: Final = {"w": "weeks", "d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
@@ -215,7 +216,8 @@ def purge_uploads_command(source: str, older_than: timedelta, dry_run: bool, out
 
     Also those that no registry ever purges: of which it is not known when they were begun (then the last change
     counts), what is left of cancelled ones, whose id is no UUID. Never one that is being written: changed within the
-    last hour, or within AGE if that is less, or open for writing.
+    last hour, or within AGE if that is less, or open for writing. What cannot be looked at or deleted is named, and
+    the others go nevertheless.
     """
 
     async def work(registry: Registry, output: Output) -> int:
@@ -224,12 +226,14 @@ def purge_uploads_command(source: str, older_than: timedelta, dry_run: bool, out
         from layerfs.registry.maintenance import purge_uploads
 
         found = _Purged(output, as_json=output_format == "json", dry_run=dry_run)
-        purging = purge_uploads(registry, older_than=older_than, dry_run=dry_run, on_kept=found.keep)
+        purging = purge_uploads(
+            registry, older_than=older_than, dry_run=dry_run, on_kept=found.keep, on_failed=found.fail
+        )
         async with aclosing(purging) as uploads:
             async for upload in uploads:
                 found.add(upload)
         found.finish()
-        return ExitCode.OK
+        return found.exit_code
 
     try:
         return run_on_registry(source, work, verb="purge")
@@ -241,7 +245,7 @@ def purge_uploads_command(source: str, older_than: timedelta, dry_run: bool, out
 
 
 def _purge_failed(error: Exception) -> int:
-    from layerfs.errors import AccessDenied, LayerfsError, StorageReadOnly
+    from layerfs.errors import LayerfsError
     from layerfs.source import SourceUnusable
 
     match error:
@@ -250,15 +254,18 @@ def _purge_failed(error: Exception) -> int:
         case SourceUnusable():
             say(str(error))
             return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
-        case AccessDenied() | StorageReadOnly():
-            say(str(error))
-            return ExitCode.USAGE
         case LayerfsError() | OutputFailed():
             say(str(error))
-            return ExitCode.FAILED
+            return _exit_code_of(error)
         case _:
             report_bug(error)
             return ExitCode.BUG
+
+
+def _exit_code_of(error: Exception) -> ExitCode:
+    from layerfs.errors import AccessDenied, StorageReadOnly
+
+    return ExitCode.USAGE if isinstance(error, AccessDenied | StorageReadOnly) else ExitCode.FAILED
 
 
 class _Purged:
@@ -270,6 +277,8 @@ class _Purged:
         self._dry_run = dry_run
         self._count = 0
         self._bytes = 0
+        self._failed = 0
+        self.exit_code = ExitCode.OK
 
     def add(self, upload: PurgedUpload) -> None:
         if self._as_json:
@@ -294,12 +303,31 @@ class _Purged:
         else:
             say(f"kept {upload.upload} in {upload.repository}: {upload.reason}")
 
+    def fail(self, upload: FailedUpload) -> None:
+        self._failed += 1
+        # The gravest counts: 32 says that it may work the next time.
+        self.exit_code = max(self.exit_code, _exit_code_of(upload.error))
+        if self._as_json:
+            self._output.json(
+                {
+                    "type": "failed",
+                    "repository": upload.repository,
+                    "upload": upload.upload,
+                    "reason": str(upload.error),
+                }
+            )
+        else:
+            what = f"{upload.upload} in {upload.repository}" if upload.upload else f"the uploads of {upload.repository}"
+            say(f"cannot purge {what}: {upload.error}")
+
     def finish(self) -> None:
         if self._as_json:
-            self._output.json({"type": "summary", "uploads": self._count, "size": self._bytes, "dryRun": self._dry_run})
+            numbers = {"uploads": self._count, "size": self._bytes, "failed": self._failed}
+            self._output.json({"type": "summary", **numbers, "dryRun": self._dry_run})
             return
         uploads = "1 upload" if self._count == 1 else f"{self._count} uploads"
-        self._output.line(f"{uploads} {'would be ' if self._dry_run else ''}deleted, {self._bytes} bytes")
+        failed = f"; {self._failed} failed" if self._failed else ""
+        self._output.line(f"{uploads} {'would be ' if self._dry_run else ''}deleted, {self._bytes} bytes{failed}")
 
 
 def format_age(age: timedelta) -> str:

@@ -12,6 +12,16 @@ Both may run beside registries and mounts that use the same storage.
 from layerfs.registry.maintenance.check import check
 from layerfs.registry.maintenance.faults import Fault, FaultKind, Severity
 from layerfs.registry.maintenance.progress import Progress
-from layerfs.registry.maintenance.purge import KeptUpload, PurgedUpload, purge_uploads
+from layerfs.registry.maintenance.purge import FailedUpload, KeptUpload, PurgedUpload, purge_uploads
 
-__all__ = ["Fault", "FaultKind", "KeptUpload", "Progress", "PurgedUpload", "Severity", "check", "purge_uploads"]
+__all__ = [
+    "FailedUpload",
+    "Fault",
+    "FaultKind",
+    "KeptUpload",
+    "Progress",
+    "PurgedUpload",
+    "Severity",
+    "check",
+    "purge_uploads",
+]

@@ -20,7 +20,7 @@ from typing import Final
 from layerfs.driver.interface import FileInfo, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
 from layerfs.registry.maintenance.times import STARTED_AT_LIMIT, parse_rfc3339, time_of
-from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
+from layerfs.registry.paths import REPOSITORIES, RepositoryDirectory, UploadDirectory
 from layerfs.registry.registry import Registry
 
 #: What registries purge by default.
@@ -34,6 +34,9 @@ _BATCH: Final = 256
 
 #: Directories inside one another in an upload: a registry makes two. Whoever made more does not keep us.
 _DEPTH: Final = 8
+
+#: What says that there is no time in `startedat`; all else says that it cannot be known.
+_NO_TIME: Final = (PathNotFound, NotRegularFile, ContentTooLarge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,18 @@ class KeptUpload:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class FailedUpload:
+    """An upload that could not be looked at, or not be deleted; where `upload` is None, all those of `repository`.
+
+    Then `repository` may also be no more than the beginning of names.
+    """
+
+    repository: str
+    upload: str | None
+    error: DriverError
+
+
 def _ignore(_kept: KeptUpload) -> None:
     pass
 
@@ -67,26 +82,26 @@ async def purge_uploads(
     dry_run: bool = False,
     now: datetime | None = None,
     on_kept: Callable[[KeptUpload], None] = _ignore,
+    on_failed: Callable[[FailedUpload], None] | None = None,
 ) -> AsyncGenerator[PurgedUpload, None]:
     """Deletes the uploads of all repositories that are older, and gives each after it is gone.
 
     A `dry_run` gives the same ones and changes nothing. `on_kept` is told of those that are old enough but being
-    written. `now` (aware) is for whoever wants to know what a later purge would do.
+    written, `on_failed` of those that cannot be looked at or deleted, and the others go nevertheless; without it the
+    first such error is raised, and those already given are gone. `now` (aware) is for whoever wants to know what a
+    later purge would do.
 
     May be interrupted anywhere and repeated: what a crash leaves of an upload is purged when it is old enough itself.
-    Raises `DriverError` for an upload that cannot be looked at or deleted; those already given are gone.
+    Raises `DriverError` if the storage as a whole cannot be looked at.
     """
-    purge = _Purge(registry.driver, older_than, now or datetime.now(UTC), on_kept)
-    for name in [name async for name in registry.catalog()]:
+    purge = _Purge(registry, older_than, now or datetime.now(UTC), on_kept, on_failed, dry_run=dry_run)
+    for name in await purge.repositories():
         for uploads in await purge.batches(name):
             for due in await purge.find_due(name, uploads):
                 # Looked at one by one, right before it goes: deleting those before it took its time.
-                purged = await purge.confirm(due)
-                if purged is None:
-                    continue
-                if not dry_run:
-                    await registry.uploads.remove(name, due.place.uuid)
-                yield purged
+                purged = await purge.purge(due)
+                if purged is not None:
+                    yield purged
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +114,32 @@ class _Due:
 
 class _Purge:
     def __init__(
-        self, driver: StorageDriver, older_than: timedelta, now: datetime, on_kept: Callable[[KeptUpload], None]
+        self,
+        registry: Registry,
+        older_than: timedelta,
+        now: datetime,
+        on_kept: Callable[[KeptUpload], None],
+        on_failed: Callable[[FailedUpload], None] | None,
+        *,
+        dry_run: bool,
     ) -> None:
-        self._driver = driver
+        self._registry = registry
+        self._driver = registry.driver
         self._older_than = older_than
         self._idle = min(IDLE, older_than)
         self._now = now
         self._on_kept = on_kept
+        self._on_failed = on_failed
+        self._dry_run = dry_run
+
+    async def repositories(self) -> list[str]:
+        """The names of all; what cannot be looked at is told. Raises `DriverError` if that is everything."""
+        try:
+            # Not by the catalog, for which a registry that cannot be listed is one repository fewer.
+            await self._driver.list(REPOSITORIES)
+        except PathNotFound:
+            return []
+        return [name async for name in self._registry.catalog(on_error=self._fail_all)]
 
     async def batches(self, name: str) -> list[list[str]]:
         """The ids of all uploads of a repository."""
@@ -113,21 +147,38 @@ class _Purge:
             entries = await self._driver.list(RepositoryDirectory(name).uploads)
         except (PathNotFound, NotRegularFile):
             return []
+        except DriverError as error:
+            self._fail_all(name, error)
+            return []
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
         return [uuids[start : start + _BATCH] for start in range(0, len(uuids), _BATCH)]
 
     async def find_due(self, name: str, uuids: Sequence[str]) -> list[_Due]:
+        """Those that are old enough, as far as `startedat` can tell."""
         places = [UploadDirectory(name, uuid) for uuid in uuids]
         contents = await self._driver.get_contents([place.started_at for place in places], limit=STARTED_AT_LIMIT)
         due = []
         for place, content in zip(places, contents, strict=True):
-            started_at = _started_at(content)
+            if isinstance(content, DriverError) and not isinstance(content, _NO_TIME):
+                self._fail(place, content)
+                continue
+            started_at = None if isinstance(content, DriverError) else parse_rfc3339(content)
             if started_at is None or self._now - started_at >= self._older_than:
                 due.append(_Due(place, started_at))
         return due
 
-    async def confirm(self, due: _Due) -> PurgedUpload | None:
-        """What is going to be deleted; None if it is not old after all, being written, or gone."""
+    async def purge(self, due: _Due) -> PurgedUpload | None:
+        """What was deleted, or would be; None if it is not old after all, being written, gone, or it fails."""
+        try:
+            purged = await self._confirm(due)
+            if purged is not None and not self._dry_run:
+                await self._registry.uploads.remove(due.place.name, due.place.uuid)
+        except DriverError as error:
+            self._fail(due.place, error)
+            return None
+        return purged
+
+    async def _confirm(self, due: _Due) -> PurgedUpload | None:
         try:
             files = await list_files(self._driver, due.place.path)
         except PathNotFound:
@@ -151,14 +202,16 @@ class _Purge:
     def _keep(self, due: _Due, reason: str) -> None:
         self._on_kept(KeptUpload(due.place.name, due.place.uuid, reason))
 
+    def _fail(self, place: UploadDirectory, error: DriverError) -> None:
+        self._tell(FailedUpload(place.name, place.uuid, error))
 
-def _started_at(content: bytes | DriverError) -> datetime | None:
-    """None where no time can be had. Raises what says that it cannot be known."""
-    if isinstance(content, PathNotFound | NotRegularFile | ContentTooLarge):
-        return None
-    if isinstance(content, DriverError):
-        raise content
-    return parse_rfc3339(content)
+    def _fail_all(self, name: str, error: DriverError) -> None:
+        self._tell(FailedUpload(name, None, error))
+
+    def _tell(self, failed: FailedUpload) -> None:
+        if self._on_failed is None:
+            raise failed.error
+        self._on_failed(failed)
 
 
 async def list_files(driver: StorageDriver, path: str) -> list[FileInfo]:
@@ -171,6 +224,11 @@ async def list_files(driver: StorageDriver, path: str) -> list[FileInfo]:
         for directory in waiting:
             for entry in await driver.list(directory):
                 (below if entry.is_directory else paths).append(f"{directory}/{entry.name}")
-        files += [info for info in await driver.stat_many(paths) if isinstance(info, FileInfo)]
+        for info in await driver.stat_many(paths):
+            if isinstance(info, FileInfo):
+                files.append(info)
+            elif not isinstance(info, PathNotFound | NotRegularFile):
+                # When that one was changed could be what matters.
+                raise info
         waiting = below
     return files or [await driver.stat(path)]

@@ -225,7 +225,7 @@ def test_purge_prints_json(registry: Storage) -> None:
     first, summary = [json.loads(line) for line in purge("--format", "json", registry.root).stdout.splitlines()]
     assert (first["type"], first["upload"], first["repository"], first["size"]) == ("upload", upload, "team/app", 1000)
     assert first["age"] > 10 * 365 * 86400
-    assert summary == {"type": "summary", "uploads": 1, "size": 1000, "dryRun": False}
+    assert summary == {"type": "summary", "uploads": 1, "size": 1000, "failed": 0, "dryRun": False}
 
 
 @pytest.mark.parametrize(
@@ -270,6 +270,38 @@ def test_purge_where_nothing_may_be_deleted(registry: Storage) -> None:
     assert result.returncode == 1
     assert upload in result.stderr
     assert len(registry.uploads("team/app")) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=" ".join)
+@pytest.mark.parametrize("output_format", ["table", "json"])
+def test_purge_goes_on_after_what_it_may_not_look_at(registry: Storage, options: list[str], output_format: str) -> None:
+    """That one is named, all others go, and the exit code says that it was not everything."""
+    uploads = sorted(old_upload(registry) for _ in range(3))
+    nobodys = registry.upload("team/app", uploads[1])
+    let_everybody_in(registry.root)
+    for path in registry.root.rglob("*"):
+        os.chown(path, 65534, 65534)
+    os.chown(nobodys, 0, 0)
+    nobodys.chmod(0o700)
+    arguments = [COMMAND, "purge-uploads", *options, "--format", output_format, registry.root]
+    result = run(*arguments, check=False, user=65534, group=65534, extra_groups=[])
+    assert result.returncode == 1
+    if output_format == "json":
+        *told, summary = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [(each["type"], each["upload"]) for each in told] == [
+            ("failed", uploads[1]),
+            ("upload", uploads[0]),
+            ("upload", uploads[2]),
+        ]
+        assert "permission denied" in told[0]["reason"].lower()
+        assert (summary["uploads"], summary["failed"], result.stderr) == (2, 1, "")
+    else:
+        _head, *rows, summary = result.stdout.splitlines()
+        assert [row.split()[0] for row in rows] == [uploads[0], uploads[2]]
+        assert summary.endswith("deleted, 2000 bytes; 1 failed")
+        assert f"cannot purge {uploads[1]} in team/app: " in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert len(registry.uploads("team/app")) == (3 if options else 1)
 
 
 def test_purge_leaves_what_a_mount_writes(registry: Storage, mounts: Callable[..., object]) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.handmade import REPOSITORIES, UUID, Tree, ago
 
+from layerfs.driver.interface import Contents, Entries, Stats, StorageDriver
 from layerfs.driver.local import LocalDriver
+from layerfs.driver.memory import MemoryDriver
+from layerfs.errors import AccessDenied
 from layerfs.registry import Registry
-from layerfs.registry.maintenance import KeptUpload, PurgedUpload, purge_uploads
+from layerfs.registry.maintenance import FailedUpload, KeptUpload, PurgedUpload, purge_uploads
 from layerfs.registry.maintenance.times import parse_rfc3339
 
 WEEK = timedelta(hours=168)
@@ -185,6 +190,111 @@ async def test_one_that_this_program_writes_is_kept(on_disk: Tree) -> None:
     await upload.flush()
     assert await purge(registry, now=datetime.now(UTC) + 2 * WEEK) == []
     await upload.close()
+
+
+# --- what cannot be looked at ----------------------------------------------------------------------------------------
+
+
+class Refusing(MemoryDriver):
+    """A storage where one thing may not be done at one path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: tuple[str, str] | None = None
+
+    def _refuse(self, what: str, path: str) -> None:
+        if (what, path) == self.refused:
+            raise AccessDenied(path, "Permission denied")
+
+    async def list(self, path: str) -> Entries:
+        self._refuse("list", path)
+        return await super().list(path)
+
+    async def delete(self, path: str) -> None:
+        self._refuse("delete", path)
+        await super().delete(path)
+
+    async def get_contents(self, paths: Sequence[str], *, limit: int) -> Contents:
+        found = await super().get_contents(paths, limit=limit)
+        return [self._instead("read", path, content) for path, content in zip(paths, found, strict=True)]
+
+    async def stat_many(self, paths: Sequence[str]) -> Stats:
+        found = await super().stat_many(paths)
+        return [self._instead("stat", path, info) for path, info in zip(paths, found, strict=True)]
+
+    def _instead(self, what: str, path: str, answer: Any) -> Any:
+        return AccessDenied(path, "Permission denied") if (what, path) == self.refused else answer
+
+
+APP = f"{REPOSITORIES}/team/app"
+
+#: What may not be done, to what, and which uploads cannot be purged because of it.
+REFUSALS = [
+    ("read", f"{APP}/_uploads/{UUID}/startedat", ("team/app", UUID)),
+    ("list", f"{APP}/_uploads/{UUID}", ("team/app", UUID)),
+    ("stat", f"{APP}/_uploads/{UUID}/data", ("team/app", UUID)),
+    ("delete", f"{APP}/_uploads/{UUID}/data", ("team/app", UUID)),
+    ("list", f"{APP}/_uploads", ("team/app", None)),
+    ("list", APP, ("team/app", None)),
+    ("list", f"{REPOSITORIES}/team", ("team", None)),
+]
+
+
+@pytest.fixture
+async def refusing() -> Refusing:
+    """An old upload in each of three repositories, and another in the middle one."""
+    driver = Refusing()
+    await Registry.open(driver, create=True)
+    for name in ("before", "team/app", "zebra"):
+        await Tree(driver).put_upload(name, started_at=ago(days=8))
+    await Tree(driver).put_upload("team/app", started_at=ago(days=8), uuid=OTHER)
+    return driver
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(("what", "path", "failed"), REFUSALS)
+async def test_one_that_cannot_be_looked_at_keeps_no_other(
+    refusing: Refusing, what: str, path: str, failed: tuple[str, str | None], dry_run: bool
+) -> None:
+    """It is told and stays as it is; all others go."""
+    refusing.refused = (what, path)
+    told: list[FailedUpload] = []
+    found = await purge(Registry(refusing), on_failed=told.append, dry_run=dry_run)
+    refused = {("team/app", UUID), ("team/app", OTHER)} if failed[1] is None else {failed}
+    if (what, dry_run) == ("delete", True):
+        refused = set()
+    every = {("before", UUID), ("team/app", UUID), ("team/app", OTHER), ("zebra", UUID)}
+    assert {(upload.repository, upload.upload) for upload in found} == every - refused
+    assert [(each.repository, each.upload) for each in told] == ([failed] if refused else [])
+    assert all(isinstance(each.error, AccessDenied) for each in told)
+    refusing.refused = None
+    tree = Tree(refusing)
+    for name, uuid in every:
+        is_there = await tree.exists(f"{REPOSITORIES}/{name}/_uploads/{uuid}/startedat")
+        assert is_there is (dry_run or (name, uuid) in refused)
+
+
+@pytest.mark.parametrize(("what", "path", "failed"), REFUSALS)
+async def test_whoever_does_not_want_to_be_told_gets_the_error(
+    refusing: Refusing, what: str, path: str, failed: tuple[str, str | None]
+) -> None:
+    """Nothing that failed looks like success."""
+    refusing.refused = (what, path)
+    with pytest.raises(AccessDenied):
+        await purge(Registry(refusing))
+
+
+async def test_a_storage_that_cannot_be_looked_at_is_an_error(refusing: Refusing) -> None:
+    """And not a registry without uploads."""
+    refusing.refused = ("list", REPOSITORIES)
+    with pytest.raises(AccessDenied):
+        await purge(Registry(refusing), on_failed=[].append)
+
+
+async def test_an_empty_registry_has_no_uploads(driver: StorageDriver) -> None:
+    """Also where nobody has made a repository yet."""
+    await driver.make_directory("/docker/registry/v2")
+    assert await purge(Registry(driver)) == []
 
 
 # --- times ---------------------------------------------------------------------------------------------------------
