@@ -88,6 +88,22 @@ class TruncatedTar(InvalidTar):
     """A tar archive that breaks off; `position` is where."""
 
 
+class InvalidLayout(LayerfsError):
+    """The `oci-layout` file of an OCI image layout that is none, or of another version."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"invalid oci-layout: {reason}")
+        self.reason = reason
+
+
+class InvalidIndex(LayerfsError):
+    """An `index.json` of an OCI image layout that is none, or that has what a registry cannot have."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"invalid index.json: {reason}")
+        self.reason = reason
+
+
 # --- storage driver ------------------------------------------------------------------------------------------
 
 
@@ -381,6 +397,29 @@ class ManifestBlobUnknown(LayerfsError):
     def __init__(self, digest: object) -> None:
         super().__init__(f"{digest} is not in this repository")
         self.digest = digest
+
+
+class ManifestNotHere(LayerfsError):
+    """A manifest that is to be tagged, or listed without a tag, is neither in its repository nor put together with it.
+
+    Nothing was changed. `tag` is the first that it was to have, None if it was to have none.
+    """
+
+    def __init__(self, name: str, digest: object, tag: str | None = None) -> None:
+        purpose = "listed" if tag is None else f"tagged {tag!r}"
+        super().__init__(f"manifest {digest} cannot be {purpose}: it is not in repository {name!r}; push it first")
+        self.name = name
+        self.digest = digest
+        self.tag = tag
+
+
+class ManifestReferencesTooMany(LayerfsError):
+    """Manifests that refer to more manifests, or through more levels of them, than are followed."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"not all that the manifests of repository {name!r} refer to can be followed: {reason}")
+        self.name = name
+        self.reason = reason
 
 
 class ManifestMissingUrl(LayerfsError):

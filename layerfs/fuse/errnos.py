@@ -25,6 +25,8 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     # What is no tar archive cannot be the content that a TarSum names: the errno of content that does not match.
     errors.InvalidTar: errno.EBADMSG,
     errors.TruncatedTar: errno.EBADMSG,
+    errors.InvalidLayout: errno.EINVAL,
+    errors.InvalidIndex: errno.EINVAL,
     # storage driver
     errors.DriverError: errno.EIO,
     errors.PathNotFound: errno.ENOENT,
@@ -67,6 +69,8 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     errors.ManifestVerification: errno.EINVAL,
     errors.ManifestReferencesUnknown: errno.ENOLINK,
     errors.ManifestBlobUnknown: errno.ENOLINK,
+    errors.ManifestNotHere: errno.ENOLINK,
+    errors.ManifestReferencesTooMany: errno.EFBIG,
     errors.ManifestMissingUrl: errno.EINVAL,
     errors.ManifestInvalidUrl: errno.EINVAL,
     errors.ManifestNameInvalid: errno.EINVAL,

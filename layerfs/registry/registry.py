@@ -39,6 +39,7 @@ from layerfs.registry.blobs import BlobStore
 from layerfs.registry.cache import DescriptorCache
 from layerfs.registry.layers import LayerService
 from layerfs.registry.manifests import ManifestService
+from layerfs.registry.media_types import MediaTypes
 from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.revisions import Revisions
@@ -81,6 +82,7 @@ class Registry:
         self.blobs = BlobStore(driver, cache, believe_for=believe_for)
         self._urls = urls
         self._limiter = trio.CapacityLimiter(1)
+        self._media_types = MediaTypes()
         self.uploads = UploadStore(driver, self.blobs, trust_hash_states=trust_hash_states)
 
     @classmethod
@@ -117,7 +119,14 @@ class Registry:
         revisions = Revisions(name, self.driver, self.blobs)
         tags = TagService(name, self.driver, revisions)
         manifests = ManifestService(
-            name, self.driver, self.blobs, tags, revisions, limiter=self._limiter, urls=self._urls
+            name,
+            self.driver,
+            self.blobs,
+            tags,
+            revisions,
+            self._media_types,
+            limiter=self._limiter,
+            urls=self._urls,
         )
         return Repository(name, LayerService(name, self.driver, self.blobs, self.uploads), manifests, tags)
 
