@@ -152,7 +152,9 @@ class _Faults:
                 self._output.line(f"  {kind:<25}  {remedy}")
             self._output.line("")
             errors = self._severities["error"]
-            self._output.line(f"{count} faults: {errors} errors, {count - errors} warnings")
+            self._output.line(
+                f"{_counted(count, 'fault')}: {_counted(errors, 'error')}, {_counted(count - errors, 'warning')}"
+            )
 
     @property
     def exit_code(self) -> int:
@@ -325,9 +327,13 @@ class _Purged:
             numbers = {"uploads": self._count, "size": self._bytes, "failed": self._failed}
             self._output.json({"type": "summary", **numbers, "dryRun": self._dry_run})
             return
-        uploads = "1 upload" if self._count == 1 else f"{self._count} uploads"
+        deleted = "would be deleted" if self._dry_run else "deleted"
         failed = f"; {self._failed} failed" if self._failed else ""
-        self._output.line(f"{uploads} {'would be ' if self._dry_run else ''}deleted, {self._bytes} bytes{failed}")
+        self._output.line(f"{_counted(self._count, 'upload')} {deleted}, {self._bytes} bytes{failed}")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def format_age(age: timedelta) -> str:

@@ -114,3 +114,17 @@ def test_what_a_registry_leaves_of_cancelled_uploads_is_purged(storage: Storage,
     result = run(COMMAND, "purge-uploads", "--older-than", "0", "--format", "json", storage.root)
     assert json.loads(result.stdout.splitlines()[-1])["uploads"] == 1
     assert storage.uploads("team/app") == []
+
+
+def test_an_alias_that_a_registry_has_left_is_a_fault(storage: Storage, served: DockerRegistry) -> None:
+    """It deletes the link that it is asked to, and then can serve the layer by none of its names."""
+    push_image(served, "team/app", b"one", "v1")
+    data = b"layer" * 1000
+    alias = served.push("team/app", data, digest_of(data, "sha512"))
+    assert (check(storage).stdout, served.head("team/app", alias).status) == ("", 200)
+    assert served.delete("team/app", digest_of(data)).status == 202
+    assert served.get("team/app", alias).status == 500
+    result = check(storage)
+    assert result.returncode == 4
+    assert f"dangling-layer-link        team/app {alias}\n" in result.stdout
+    assert result.stdout.endswith("1 fault: 1 error, 0 warnings\n")
