@@ -40,8 +40,8 @@ INDEX_FILE: Final = "index.json"
 _LAYOUT_VERSION: Final = "1.0.0"
 LAYOUT_CONTENT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 
-#: Bytes of an `index.json` that is taken. A repository may have 50,000 tags; an entry has some 220 bytes as we write it,
-#: and 305 as crane does, indented. To parse that many takes half a second and 50 MB.
+#: Bytes of an `index.json` that is taken. A repository may have 50,000 tags; an entry has some 220 bytes as written
+#: here, and 305 as crane writes it, indented. To parse that many takes half a second and 50 MB.
 INDEX_LIMIT: Final = 16 << 20
 
 #: Brackets and commas that an index may have: an entry has up to eight of either, as `INDEX_LIMIT` has room for 50,000.
