@@ -99,7 +99,7 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
     "--cache",
     "CACHE",
     "Where to remember what blobs there are: none, memory, or redis://HOST:PORT/DATABASE, to be shared with a registry "
-    f"[default: {config.CACHE_VARIABLE} of the environment, else none].",
+    f"[default: {config.CACHE_VARIABLE} of the environment, else memory].",
 )
 @_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
 @_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")

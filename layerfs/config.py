@@ -40,7 +40,7 @@ class MountConfig:
     #: Hash states that others stored are believed, so that what they began is finished without reading it again.
     trust_hash_states: bool = False
     #: Where it is remembered what blobs there are: `none`, `memory`, or the URL of a Redis, which may be secret.
-    cache: str = field(default="none", repr=False)
+    cache: str = field(default="memory", repr=False)
     #: Owner of everything in the mount.
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import random
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -366,6 +367,42 @@ async def test_a_redis_that_says_nothing(caplog: pytest.LogCaptureFixture) -> No
         assert trio.current_time() - began_at < 2
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     await cache.close()
+
+
+async def test_a_redis_that_hangs_in_the_middle(
+    tmp_path: Path, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever waits for it waits a second at most. Later answers are to the questions that are asked then."""
+    mock_clock.rate = 1.0
+    digests = [Digest.of(str(number).encode()) for number in range(20)]
+    with RedisServer(tmp_path) as server:
+        cache = RedisCache(server.url)
+        answers: list[tuple[int, CachedBlob | None]] = []
+
+        async def ask(number: int) -> None:
+            for _ in range(200):
+                blob = await cache.find(digests[number])
+                answers.append((number, blob))
+
+        await cache.learn([CachedBlob(digest, size) for size, digest in enumerate(digests)])
+        began_at = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            for number in range(len(digests)):
+                nursery.start_soon(ask, number)
+            while len(answers) < 100:
+                await trio.sleep(0.001)
+            server.freeze()
+        assert time.monotonic() - began_at < 4
+        assert None in [blob for _, blob in answers]
+        server.thaw()
+        mock_clock.jump(PAUSE)
+        async with trio.open_nursery() as nursery:
+            for number in range(len(digests)):
+                nursery.start_soon(ask, number)
+        assert all(descriptor(blob) == (digests[n], n, BLOB_TYPE) for n, blob in answers if blob is not None)
+        assert None not in [blob for _, blob in answers[-2000:]]
+        await cache.close()
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 async def test_something_else_than_a_redis(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -204,6 +205,55 @@ def test_a_mount_works_without_its_redis(mounts, storage: Storage, payload) -> N
         assert repository.layer(digest).read_bytes() == data
         repository.layer(digest).unlink()
     assert len(mount.declare("WARNING", "the cache in Redis does not work")) == 1
+
+
+def kill(server: RedisServer) -> None:
+    server.kill()
+
+
+def hang(server: RedisServer) -> None:
+    server.freeze()
+
+
+def poison(server: RedisServer) -> None:
+    """All keys there are, and those that are going to be used, hold something of another type than they should."""
+    keys = [*server.client.keys("*"), f"repository::{NAME}::blobs", f"repository::{OTHER}::blobs"]
+    for number in range(4):
+        digest = digest_of(b"%d" % number * 1000)
+        keys += [f"blobs::{digest}", f"repository::{NAME}::blobs::{digest}"]
+    for key in keys:
+        server.client.delete(key)
+        server.client.rpush(key, b"\xff rubbish", b"")
+
+
+@pytest.mark.parametrize("harm", [kill, hang, poison], ids=lambda harm: harm.__name__)
+def test_a_redis_that_fails_in_the_middle(
+    mounts, storage: Storage, tmp_path: Path, harm: Callable[[RedisServer], None]
+) -> None:
+    """Layers are stored, read, linked and removed as before, at once, and the log says one line of it."""
+    storage.make_repository(NAME)
+    storage.make_repository(OTHER)
+    contents = [b"%d" % number * 1000 for number in range(4)]
+    with RedisServer(tmp_path / "redis") as server:
+        mount = mounts(storage, "--allow-delete", "--cache", server.url)
+        repository = MountedRepository(mount, storage, NAME)
+        for data in contents[:2]:
+            push(repository, data, digest_of(data))
+        harm(server)
+        began_at = time.monotonic()
+        for data in contents[2:]:
+            push(repository, data, digest_of(data))
+        (repository.path / "_tags" / "v1").write_bytes(INDEX)
+        for data in contents:
+            assert repository.layer(digest_of(data)).read_bytes() == data
+        run("ln", repository.layer(digest_of(contents[0])), mount.path / OTHER / "_layers" / digest_of(contents[0]))
+        for data in contents[1:]:
+            repository.layer(digest_of(data)).unlink()
+        assert repository.layers == [digest_of(contents[0])]
+        assert (mount.path / OTHER / "_layers" / digest_of(contents[0])).read_bytes() == contents[0]
+        assert (repository.path / "_tags" / "v1").read_bytes() == INDEX
+        assert time.monotonic() - began_at < 5
+    assert len(mount.declare("WARNING", "the cache in Redis")) == 1
 
 
 def test_the_password_of_a_redis_is_nowhere(mounts, storage: Storage, tmp_path: Path, payload) -> None:

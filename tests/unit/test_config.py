@@ -144,9 +144,9 @@ def test_the_owner_is_who_mounts() -> None:
     "text", ["none", "memory", "redis://localhost", "rediss://host:6380/2", "unix:///run/redis.sock"]
 )
 def test_caches(text: str) -> None:
-    """None, memory, or a Redis by its URL; none is the default."""
+    """None, memory, or a Redis by its URL; memory is the default."""
     assert parse_value("cache", text) == text
-    assert MountConfig(source="s", mountpoint="m").cache == "none"
+    assert MountConfig(source="s", mountpoint="m").cache == "memory"
 
 
 @pytest.mark.parametrize(
