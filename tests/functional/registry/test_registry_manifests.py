@@ -6,17 +6,27 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio.testing
 from harness import images
-from harness.faulty_driver import Disk, Fault, FaultyDriver, InjectedFailure, ProcessDied
+from harness.faulty_driver import Disk, Fault, FaultyDriver
 from harness.fixture import faults
 from harness.images import describe, docker_image, docker_list, encode, oci_image, oci_index, schema1
-from harness.invariants import blob_path, check_storage, link_path
+from harness.invariants import blob_path, link_path
+from harness.stored_manifests import (
+    NAME,
+    REPOSITORIES,
+    check_links,
+    interrupt,
+    put_layer,
+    restore,
+    revision_path,
+    tag_paths,
+)
 from harness.walk import files_in
 
 from layerfs.digest import Digest
@@ -48,28 +58,8 @@ from layerfs.errors import (
 from layerfs.manifest import MANIFEST_LIMIT, Descriptor, UrlRules
 from layerfs.registry import ManifestInfo, ManifestService, Registry, Repository, Tag
 
-NAME = "foo/bar"
-REPOSITORIES = "/docker/registry/v2/repositories"
 CONFIG, LAYER, OTHER_LAYER = b'{"config": true}', b"a layer", b"another layer"
 KEY = images.ec_key()
-
-
-def revision_path(digest: object, name: str = NAME) -> str:
-    return f"{REPOSITORIES}/{name}/_manifests/revisions/{str(digest).replace(':', '/')}/link"
-
-
-def tag_paths(tag: str, digest: object, name: str = NAME) -> list[str]:
-    directory = f"{REPOSITORIES}/{name}/_manifests/tags/{tag}"
-    return [f"{directory}/index/{str(digest).replace(':', '/')}/link", f"{directory}/current/link"]
-
-
-async def put_layer(driver: StorageDriver, content: bytes, name: str = NAME, *, alias: str = "") -> None:
-    """A layer as a registry would store it, also linked by another algorithm if asked to."""
-    digest = images.digest(content)
-    await driver.put_content(blob_path(digest), content)
-    await driver.put_content(link_path(name, digest), digest.encode())
-    if alias:
-        await driver.put_content(link_path(name, images.digest(content, alias)), digest.encode())
 
 
 @pytest.fixture
@@ -83,16 +73,6 @@ async def repository(registry: Registry) -> Repository:
 @pytest.fixture
 def manifests(repository: Repository) -> ManifestService:
     return repository.manifests
-
-
-async def check_links(driver: StorageDriver) -> None:
-    """Fails if any link of a manifest or tag leads nowhere, or any blob is not what its name says."""
-    files = await files_in(driver)
-    check_storage(files)
-    for path, content in files.items():
-        if match := re.fullmatch(rf"{REPOSITORIES}/(.+)/_manifests/(.+)/link", path):
-            assert blob_path(content.decode()) in files, path
-            assert revision_path(content.decode(), match[1]) in files, path
 
 
 IMAGE = oci_image(CONFIG, [LAYER, OTHER_LAYER])
@@ -733,15 +713,6 @@ WHENS = ["before", "after"]
 HOWS = ["die", "fail", "cancel"]
 
 
-async def interrupt(registry: Registry, fault: Fault, call: Callable[[Repository], Awaitable[object]]) -> FaultyDriver:
-    """Calls, and is stopped at the fault."""
-    driver = FaultyDriver(Disk(registry.driver))
-    driver.arm(fault)
-    with driver.scope, contextlib.suppress(ProcessDied, InjectedFailure):
-        await call(Registry(driver).repository(NAME))
-    return driver
-
-
 @pytest.mark.parametrize("when", WHENS)
 @pytest.mark.parametrize("how", HOWS)
 async def test_put_interrupted_anywhere(repository: Repository, registry: Registry, how: str, when: str) -> None:
@@ -794,15 +765,6 @@ async def test_delete_interrupted_anywhere(repository: Repository, registry: Reg
             break
     assert call > 5, "the fault never struck"
     assert not driver.has_struck
-
-
-async def restore(driver: StorageDriver, files: Mapping[str, bytes]) -> None:
-    """Makes the storage have exactly these files."""
-    for path in await files_in(driver):
-        if path not in files:
-            await driver.delete(path)
-    for path, content in files.items():
-        await driver.put_content(path, content)
 
 
 async def test_storage_that_fails(repository: Repository, watched: FaultyDriver) -> None:
