@@ -28,8 +28,10 @@ from layerfs.errors import (
     ManifestUnverified,
 )
 from layerfs.jws import SIGNATURES, SignedJson
+from layerfs.layername import parse_layer_name_or_none
 from layerfs.names import check_stored_repository_name, check_tag
 from layerfs.strictjson import JsonObject, parse_json
+from layerfs.tarsum import TarSumDigest
 
 #: Bytes. Registries take no larger manifest, and read none.
 MANIFEST_LIMIT: Final = 4 << 20
@@ -56,7 +58,7 @@ _OCI_FOREIGN: Final = frozenset(
     }
 )
 #: What distribution calls a layer of schema 1, which has no media type there.
-_SCHEMA1_LAYER: Final = "application/vnd.docker.container.image.rootfs.diff+x-gtar"
+SCHEMA1_LAYER: Final = "application/vnd.docker.container.image.rootfs.diff+x-gtar"
 
 _SCHEMA2_FIELDS: Final = frozenset({"schemaVersion", "mediaType", "config", "layers", "manifests", "annotations"})
 _SCHEMA1_FIELDS: Final = frozenset(
@@ -193,6 +195,14 @@ class ParsedManifest:
 Entry: TypeAlias = Descriptor | InvalidDigest
 
 
+def tarsum_in(entry: Entry) -> TarSumDigest | None:
+    """The TarSum that a layer of schema 1 is named by, as images of 2015 do. No registry since 2.3 takes them."""
+    if not isinstance(entry, InvalidDigest):
+        return None
+    name = parse_layer_name_or_none(entry.name)
+    return name if isinstance(name, TarSumDigest) else None
+
+
 def guess_media_type(content: bytes) -> str:
     """What a registry takes stored bytes for; for what it would refuse, what they say themselves. Never fails."""
     try:
@@ -320,7 +330,7 @@ def _parse_schema1(content: bytes, value: object) -> ParsedManifest:
 
 def _schema1_layer(value: object, where: str) -> Entry:
     try:
-        return Descriptor(_SCHEMA1_LAYER, Digest.parse(JsonObject(value, where, ("blobSum",)).string("blobSum")), 0)
+        return Descriptor(SCHEMA1_LAYER, Digest.parse(JsonObject(value, where, ("blobSum",)).string("blobSum")), 0)
     except InvalidDigest as error:
         return error
 

@@ -10,7 +10,7 @@ import contextlib
 import difflib
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
@@ -29,7 +29,17 @@ from layerfs.errors import (
     TagUnknown,
 )
 from layerfs.layername import LayerName, Verifier
-from layerfs.manifest import DOCKER_LIST, DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, OCI_INDEX, Descriptor, Manifest
+from layerfs.manifest import (
+    DOCKER_LIST,
+    DOCKER_SCHEMA1,
+    DOCKER_SCHEMA1_SIGNED,
+    OCI_INDEX,
+    SCHEMA1_LAYER,
+    Descriptor,
+    Entry,
+    Manifest,
+    tarsum_in,
+)
 from layerfs.reference import Reference
 from layerfs.registry import Layer, LayerInfo, ManifestInfo, Registry, Repository
 from layerfs.strictjson import parse_json
@@ -255,10 +265,10 @@ class Part:
     """Something that a manifest refers to. `size` is its word, `stored_size` the truth; None where there is none."""
 
     kind: str
-    digest: Digest
+    digest: LayerName
     media_type: str
     size: int | None
-    stored_size: int | None
+    stored_size: int | None = None
     platform: str | None = None
 
 
@@ -298,11 +308,19 @@ async def list_parts(repository: Repository, manifest: Manifest) -> list[Part]:
         kinds[0] = "config"
     parts = []
     for name, entry in zip(kinds, parsed.entries, strict=True):
-        if isinstance(entry, Descriptor):
-            info = await _layer_or_none(repository, entry.digest)
-            size = None if kind in _SCHEMA1 else entry.size
-            parts.append(Part(name, entry.digest, entry.media_type, size, info.blob.size if info else None))
+        part = _part(name, entry, has_size=kind not in _SCHEMA1)
+        if part is not None:
+            info = await _layer_or_none(repository, part.digest)
+            parts.append(replace(part, stored_size=info.blob.size if info else None))
     return parts
+
+
+def _part(kind: str, entry: Entry, *, has_size: bool) -> Part | None:
+    """What an entry refers to; None if that can be nothing."""
+    if isinstance(entry, Descriptor):
+        return Part(kind, entry.digest, entry.media_type, entry.size if has_size else None)
+    tarsum = tarsum_in(entry)
+    return Part(kind, tarsum, SCHEMA1_LAYER, None) if tarsum is not None and not has_size else None
 
 
 async def _children(repository: Repository, manifest: Manifest, children: Sequence[Descriptor]) -> list[Part]:
@@ -348,7 +366,7 @@ async def describe(repository: Repository, manifest: Manifest) -> Image:
 async def _total_size(repository: Repository, parts: Sequence[Part]) -> int:
     sizes = {part.digest: part.stored_size or 0 if part.size is None else part.size for part in parts}
     for part in parts:
-        if part.kind == "manifest":
+        if part.kind == "manifest" and isinstance(part.digest, Digest):
             with contextlib.suppress(ManifestUnknown, LinkInvalid, InvalidManifest, ManifestTooLarge):
                 child = (await repository.manifests.get(part.digest)).parse()
                 sizes |= {descriptor.digest: descriptor.size for descriptor in child.descriptors}
@@ -363,7 +381,7 @@ async def read_config(repository: Repository, manifest: Manifest) -> bytes:
     raise NotThere(f"{manifest.digest} is {manifest.media_type!r}, which has no configuration")
 
 
-async def _read_config(repository: Repository, digest: Digest) -> bytes:
+async def _read_config(repository: Repository, digest: LayerName) -> bytes:
     chunks: list[bytes] = []
     size = 0
     async with aclosing(stream(repository, digest)) as stored:
@@ -375,7 +393,7 @@ async def _read_config(repository: Repository, digest: Digest) -> bytes:
     return b"".join(chunks)
 
 
-async def _layer_or_none(repository: Repository, digest: Digest) -> LayerInfo | None:
+async def _layer_or_none(repository: Repository, digest: LayerName) -> LayerInfo | None:
     try:
         return await repository.layers.stat(digest)
     except (LayerUnknown, LinkInvalid):

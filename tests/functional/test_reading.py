@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from harness.commands import run, shell
 from harness.fixture import SCRIPT, faults
-from harness.images import OCI_INDEX, describe, encode, oci_image, oci_index
+from harness.images import OCI_INDEX, describe, ec_key, encode, oci_image, oci_index, schema1, signature
 from harness.images import digest as digest_of
 from harness.mount import COMMAND
 from harness.storage import Storage, snapshot
+from harness.tarsums import LABELS, archive, tarsum_of
 
 OK, USAGE, INTERRUPTED, FAILED = 0, 1, 8, 32
 
@@ -235,6 +236,66 @@ def test_bytes_by_a_tarsum(storage: Storage) -> None:
     storage.blob(digest).write_bytes(b"no tar archive" * 100)
     assert "damaged" in complaint_of_bytes(storage.root, f"r@{name}")
     assert "a layer only" in complaint("inspect", storage.root, f"r@{name}")
+
+
+@pytest.fixture
+def seed_era(storage: Storage) -> Storage:
+    """What a registry 2.0 left in "library/old": TarSums, an alias, a signed image of two layers, and a ghost.
+
+    The image was pushed by a docker that named one of its layers by TarSum.
+    """
+    for vector in ("types.tar", "xattr.tar", "zero-length.tar"):
+        digest = storage.put_layer("library/old", archive(vector))
+        for name in (*(tarsum_of(vector, label) for label in LABELS), digest_of(archive(vector), "sha384")):
+            storage.put_link("library/old", name, digest)
+    image = schema1([archive("types.tar"), archive("xattr.tar")], name="library/old", tag="1")
+    image["fsLayers"][1]["blobSum"] = tarsum_of("xattr.tar", "tarsum.dev")
+    image["history"][0]["v1Compatibility"] = '{"os": "linux", "architecture": "amd64", "config": {"Cmd": ["sh"]}}'
+    payload = encode(image)
+    digest = put_manifest(storage, "library/old", payload, "1")
+    by = storage.put_blob(encode(signature(payload, ec_key())))
+    link = (
+        storage.repository("library/old") / f"_manifests/revisions/sha256/{digest[7:]}/signatures/sha256/{by[7:]}/link"
+    )
+    link.parent.mkdir(parents=True)
+    link.write_text(by)
+    storage.put_upload("library/old", None, started_at=None, states={"0": b"gob" * 52})
+    return storage
+
+
+def test_a_tree_of_the_seed_era(seed_era: Storage) -> None:
+    """Every layer is listed and read by each of its names, and the image with all its layers; nothing is wrong."""
+    (row,) = objects("ls", "-l", seed_era.root)
+    assert row == {"repository": "library/old", "tags": 1, "layers": 15, "uploads": 0}
+    contents = {}
+    for vector in ("types.tar", "xattr.tar", "zero-length.tar"):
+        content = archive(vector)
+        names = [digest_of(content), digest_of(content, "sha384"), *(tarsum_of(vector, label) for label in LABELS)]
+        contents |= dict.fromkeys(names, content)
+    listed = objects("ls", "--layers", seed_era.root, "library/old")
+    assert {each["digest"]: each["size"] for each in listed} == {name: len(data) for name, data in contents.items()}
+    for name in contents:
+        assert stored_bytes("cat", seed_era.root, f"library/old@{name}") == contents[name]
+    assert lines("check", "--deep", seed_era.root) == []
+
+
+def test_an_image_of_the_seed_era(seed_era: Storage) -> None:
+    """A layer that it names by TarSum is one of its layers; one that is not there is missing."""
+    names = [digest_of(archive("types.tar")), tarsum_of("xattr.tar", "tarsum.dev")]
+    parts = objects("ls", seed_era.root, "library/old:1")
+    assert [(each["kind"], each["digest"], each["storedSize"]) for each in parts] == [
+        ("layer", names[0], 4096),
+        ("layer", names[1], 3072),
+    ]
+    shown = json.loads(layerfs("inspect", "--format", "json", seed_era.root, "library/old:1").stdout)
+    assert [layer["digest"] for layer in shown["layers"]] == names
+    assert (shown["platform"], shown["totalSize"]) == ("linux/amd64", 4096 + 3072)
+    seed_era.link("library/old", names[1]).unlink()
+    assert [each["stored"] for each in objects("ls", seed_era.root, "library/old:1")] == [True, False]
+    result = run(COMMAND, "check", seed_era.root, check=False)
+    assert result.returncode == 4
+    assert "missing-reference" in result.stdout
+    assert names[1] in result.stdout
 
 
 def test_bytes_of_the_empty_layer(storage: Storage) -> None:

@@ -13,7 +13,7 @@ from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import BlobUnknown, ContentTooLarge, InvalidManifest, LayerfsError, NotRegularFile, PathNotFound
 from layerfs.layername import LayerName
-from layerfs.manifest import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, MANIFEST_LIMIT, ParsedManifest, UrlRules
+from layerfs.manifest import DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED, MANIFEST_LIMIT, ParsedManifest, UrlRules, tarsum_in
 from layerfs.manifest import parse_manifest as parse
 from layerfs.names import is_tag
 from layerfs.registry.blobs import BlobInfo, BlobStore
@@ -204,7 +204,8 @@ class RepositoryCheck:
         self._images.see_image(blobs)
         # What has urls need not be here: 2.8 lets any layer with urls go without a blob.
         elsewhere = {descriptor.digest for descriptor in manifest.descriptors if descriptor.urls}
-        here = [blob for blob in blobs if blob not in elsewhere]
+        here: list[LayerName] = [blob for blob in blobs if blob not in elsewhere]
+        here += [tarsum for tarsum in map(tarsum_in, manifest.entries) if tarsum is not None]
         missing = [blob for blob in here if blob not in self._layers and self._knows_layers]
         if missing and not self._has_layers:
             self._lacks_blobs = True
