@@ -575,6 +575,28 @@ async def test_each_manifest_is_read_once(repository: Repository, watched: Fault
     assert watched.calls == 11 * 3
 
 
+async def test_a_manifest_on_several_levels(repository: Repository, watched: FaultyDriver) -> None:
+    """Is read on the first one that it is on."""
+    manifests = Registry(watched).repository(NAME).manifests
+    top = encode(oci_index([AMD64, PLATFORMS]))
+    await manifests.put_together([top, *ALL])
+    watched.arm(None)
+    assert await manifests.reachable([name_of(top)]) == digests(
+        top, AMD64, PLATFORMS, ARM64, CONFIG, LAYER, OTHER_LAYER
+    )
+    read = [line for line in watched.log if line.startswith("get_contents") and "/data" in line]
+    assert sum(line.count("/data") for line in read) == 4
+
+
+async def test_damaged_manifests_that_go_in_circles(manifests: ManifestService, driver: StorageDriver) -> None:
+    """No digests make a circle, but what is stored by them can."""
+    one, two = name_of(b"one"), name_of(b"two")
+    for digest, child in ((one, b"two"), (two, b"one")):
+        await driver.put_content(blob_path(str(digest)), encode(oci_index([child, AMD64])))
+        await driver.put_content(revision_path(digest), str(digest).encode())
+    assert await manifests.reachable([one]) == {one, two} | digests(AMD64)
+
+
 @pytest.mark.parametrize("depth", [16, 17])
 async def test_indexes_in_indexes(manifests: ManifestService, driver: StorageDriver, depth: int) -> None:
     """Are followed through sixteen levels. Of more it is not said what they reach: somebody would delete the rest."""
