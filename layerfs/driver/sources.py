@@ -11,7 +11,8 @@ from layerfs.errors import UnknownSource
 
 
 def open_driver(source: str, *, create: bool = False) -> StorageDriver:
-    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), or another URL that fsspec knows.
+    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), `s3://bucket/prefix` (the options
+    are in `s3_options`), or another URL that fsspec knows.
 
     `create` makes a local directory that is missing. Raises `UnknownSource`, or what the driver raises if it cannot
     reach its storage.
@@ -25,10 +26,26 @@ def open_driver(source: str, *, create: bool = False) -> StorageDriver:
         return LocalDriver(_given(_file_url_path(source), source), create=create)
     if scheme == "memory":
         return MemoryDriver()
+    if scheme == "s3":
+        return _s3_driver(source)
     # Not before it is needed: it takes as long to import as all the rest.
     from layerfs.driver.fsspec import FsspecDriver
 
     return FsspecDriver(source)
+
+
+def _s3_driver(source: str) -> StorageDriver:
+    try:
+        from layerfs.driver.s3 import S3Driver
+        from layerfs.driver.s3_options import parse_s3_url
+    except ImportError as error:
+        raise _missing_extra(source, "s3", error) from error
+    return S3Driver(parse_s3_url(source))
+
+
+def _missing_extra(source: str, extra: str, error: ImportError) -> UnknownSource:
+    scheme = source.partition("://")[0]
+    return UnknownSource(f"{scheme}://", f"{error.name} is not installed; run pip install 'layerfs[{extra}]'")
 
 
 def _given(path: str, source: str) -> str:

@@ -1,0 +1,581 @@
+"""The requests that can be made of a bucket, each a method: paths in, the driver's errors out. Runs on asyncio.
+
+There is one layer of retries, the SDK's, and every request has a deadline over all its tries. Only the body of a GET,
+which comes after the SDK has returned, is asked for a second time here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+from botocore import exceptions
+
+from layerfs.driver.s3_errors import error_code, s3_error
+from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MEBIBYTE, S3Options
+from layerfs.errors import (
+    AccessDenied,
+    BackendFailure,
+    ContentChanged,
+    ContentTooLarge,
+    DriverError,
+    PathNotFound,
+    ShortRead,
+    UnknownSource,
+    UnsupportedByDriver,
+)
+
+#: Requests in flight, by kind, so that a long listing cannot starve reads. 64 HEADs keep one loop busy at any latency.
+METADATA_REQUESTS: Final = 64
+READ_REQUESTS: Final = 48
+WRITE_REQUESTS: Final = 32
+
+#: Bytes that all uploads together have on their way.
+PART_MEMORY: Final = 256 * MEBIBYTE
+
+#: Parts of one object that are copied at a time, within the store.
+COPIES_AT_ONCE: Final = 8
+
+#: Seconds. With these the SDK gives up on a store that says nothing after 45 s at the latest, before an operation of a
+#: mount does (60 s), so that the reason is the store's and not the clock's.
+_CONNECT_TIMEOUT: Final = 5
+_READ_TIMEOUT: Final = 15
+_ATTEMPTS: Final = 3
+_DEADLINE: Final = 45.0
+#: For what makes the store copy bytes, which it does without a word.
+_PATIENT_READ_TIMEOUT: Final = 300
+_PATIENT_DEADLINE: Final = 900.0
+_PATIENT_OPERATIONS: Final = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
+#: Bytes in a second below which a line counts as broken.
+_SLOWEST_LINE: Final = MEBIBYTE // 4
+
+#: Keys that one request deletes.
+_DELETED_AT_ONCE: Final = 1000
+
+#: What a body ends with that did not come whole.
+_BROKEN_BODY: Final = (
+    aiohttp.ClientError,
+    exceptions.ResponseStreamingError,
+    exceptions.IncompleteReadError,
+    exceptions.ReadTimeoutError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a store says of an object. `size` in bytes, `modified_at` in nanoseconds since 1970, `etag` unquoted."""
+
+    size: int
+    etag: str
+    modified_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an open multipart upload, as the store has it."""
+
+    number: int
+    size: int
+    etag: str
+    modified_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """An open multipart upload, by its key."""
+
+    key: str
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing: objects by key, and the prefixes that end at the delimiter."""
+
+    objects: Mapping[str, StoredObject]
+    prefixes: Sequence[str]
+    is_last: bool
+
+
+class Bucket:
+    """A bucket, and the prefix in it that is the root. Opened by the first request."""
+
+    def __init__(self, options: S3Options) -> None:
+        self.options = options
+        self._prefix = f"{options.root_prefix}/" if options.root_prefix else ""
+        self._resources = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._client: Any = None
+        self._endpoint = options.endpoint_url or ""
+        #: What the parts that are on their way, of all uploads together, may take up.
+        self.part_memory = ByteBudget(PART_MEMORY)
+        self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
+        self._reads = asyncio.Semaphore(READ_REQUESTS)
+        self._writes = asyncio.Semaphore(WRITE_REQUESTS)
+
+    @property
+    def description(self) -> str:
+        """The bucket and where it is, for messages."""
+        where = self._endpoint or "AWS"
+        return f"bucket {self.options.bucket!r} at {where}"
+
+    @property
+    def copy_threshold(self) -> int:
+        """Bytes up to which one request copies an object."""
+        given = self.options.multipart_copy_threshold
+        if given is not None:
+            return given
+        return COPY_THRESHOLD_ON_AWS if _is_aws(self._endpoint) else LARGEST_COPY
+
+    def key(self, path: str) -> str:
+        """The key of a path; with a slash at the end where the path is `/`, so that it can be listed."""
+        return self._prefix + path[1:]
+
+    def path(self, key: str) -> str:
+        """The path of a key below the root."""
+        return "/" + key[len(self._prefix) :]
+
+    async def close(self) -> None:
+        self._client = None
+        await self._resources.aclose()
+
+    # --- objects -------------------------------------------------------------------------------------------------
+
+    async def head(self, path: str) -> StoredObject:
+        """Raises `PathNotFound`."""
+        return _stored_object(await self._ask(self._metadata, "head_object", path, Key=self.key(path)))
+
+    async def get(self, path: str, *, limit: int) -> bytes:
+        """All of a small object. Raises `PathNotFound`, or `ContentTooLarge` without reading it."""
+        async with self._reads:
+            for is_last_try in (False, True):
+                answer = await self._request("get_object", path, Key=self.key(path))
+                if answer["ContentLength"] > limit:
+                    answer["Body"].close()
+                    raise ContentTooLarge(path, f"{answer['ContentLength']} bytes, more than {limit}")
+                content = await self._body(path, answer, answer["ContentLength"], is_last_try=is_last_try)
+                if content is not None:
+                    return content
+        raise AssertionError("the last try returns or raises")
+
+    async def get_range(self, path: str, offset: int, length: int, *, size: int, etag: str | None = None) -> bytes:
+        """`length` bytes of an object of `size` bytes, and with an `etag` only of that version of it.
+
+        Raises `ShortRead` if it is shorter or gone, `ContentChanged` if it is another one.
+        """
+        if not length:
+            return b""
+        condition = {} if etag is None else {"IfMatch": _quoted(etag)}
+        wanted = {"Key": self.key(path), "Range": f"bytes={offset}-{offset + length - 1}", **condition}
+        async with self._reads:
+            for is_last_try in (False, True):
+                try:
+                    answer = await self._request("get_object", path, length=length, **wanted)
+                except PathNotFound as error:
+                    raise ShortRead(path, "it was removed while it was open") from error
+                _check_total(path, answer, size)
+                content = await self._body(path, answer, length, is_last_try=is_last_try)
+                if content is not None:
+                    return content
+        raise AssertionError("the last try returns or raises")
+
+    async def put(self, path: str, content: bytes) -> None:
+        await self._ask(self._writes, "put_object", path, Key=self.key(path), Body=content)
+
+    async def delete(self, path: str) -> None:
+        """Deletes one object; no error if there is none."""
+        await self._ask(self._writes, "delete_object", path, Key=self.key(path))
+
+    async def delete_keys(self, path: str, keys: Sequence[str]) -> None:
+        """Deletes many objects, which lie below `path`."""
+        for start in range(0, len(keys), _DELETED_AT_ONCE):
+            batch = keys[start : start + _DELETED_AT_ONCE]
+            try:
+                await self._delete_batch(path, batch)
+            except (UnsupportedByDriver, _Refused):
+                # Some stores (Swift) want an MD5 that the SDK does not send any more, others have no such request.
+                await gather([self.delete(self.path(key)) for key in batch])
+
+    async def _delete_batch(self, path: str, keys: Sequence[str]) -> None:
+        if len(keys) == 1:
+            await self.delete(self.path(keys[0]))
+            return
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        answer = await self._ask(self._writes, "delete_objects", path, Delete=objects)
+        for failure in answer.get("Errors", []):
+            code = failure.get("Code", "")
+            if code != "NoSuchKey":
+                kind = AccessDenied if code == "AccessDenied" else BackendFailure
+                raise kind(self.path(failure.get("Key", "")), f"{self.description} did not delete it: {code}")
+
+    async def copy(self, source: str, destination: str, found: StoredObject) -> None:
+        """Copies an object within the store, whole or not at all. Raises `ContentChanged` if it is not `found` by now.
+
+        Not every store looks at the condition (Ceph 16 does not), so what it says of the copy is compared, or the
+        original is looked at again: an ETag that was gone does not come back.
+        """
+        if found.size > self.copy_threshold:
+            await self._copy_in_parts(source, destination, found)
+        else:
+            answer = await self._ask(
+                self._writes,
+                "copy_object",
+                destination,
+                Key=self.key(destination),
+                CopySource=self._copy_source(source),
+                CopySourceIfMatch=_quoted(found.etag),
+            )
+            if _etag(answer.get("CopyObjectResult", {})) == found.etag:
+                return
+        now = await self.head(source)
+        if (now.size, now.etag) != (found.size, found.etag):
+            raise ContentChanged(source, "it was replaced while it was copied")
+
+    # --- listings ------------------------------------------------------------------------------------------------
+
+    async def list_objects(self, path: str, prefix: str, *, limit: int = 1000) -> Page:
+        """The first page of what has the prefix."""
+        page, _ = await self._page(path, {"Prefix": prefix, "MaxKeys": limit})
+        return page
+
+    async def pages(self, path: str, prefix: str, *, delimiter: str = "") -> AsyncIterator[Page]:
+        """All that has the prefix, by pages; at least one, which may be empty."""
+        wanted: dict[str, Any] = {"Prefix": prefix, **({"Delimiter": delimiter} if delimiter else {})}
+        token: str | None = ""
+        while token is not None:
+            page, token = await self._page(path, wanted | ({"ContinuationToken": token} if token else {}))
+            yield page
+
+    async def _page(self, path: str, wanted: Mapping[str, Any]) -> tuple[Page, str | None]:
+        answer = await self._ask(self._metadata, "list_objects_v2", path, **wanted)
+        token = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+        objects = {found["Key"]: _listed_object(found) for found in answer.get("Contents", [])}
+        prefixes = [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
+        return Page(objects, prefixes, is_last=not token), token or None
+
+    # --- multipart uploads ---------------------------------------------------------------------------------------
+
+    async def list_uploads(self, path: str, prefix: str) -> list[OpenUpload]:
+        """The open multipart uploads of keys with the prefix, as the store sorts them."""
+        found: list[OpenUpload] = []
+        more: dict[str, str] = {}
+        while True:
+            answer = await self._ask(self._metadata, "list_multipart_uploads", path, Prefix=prefix, **more)
+            found += [OpenUpload(upload["Key"], upload["UploadId"]) for upload in answer.get("Uploads", [])]
+            if not answer.get("IsTruncated") or not answer.get("NextKeyMarker"):
+                return found
+            more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+
+    async def list_parts(self, path: str, upload_id: str, *, after: int = 0) -> list[Part]:
+        """The parts numbered above `after`, in order. Raises `ContentChanged` if there is no such upload any more."""
+        found: dict[int, Part] = {}
+        while True:
+            answer = await self._ask(
+                self._metadata,
+                "list_parts",
+                path,
+                Key=self.key(path),
+                UploadId=upload_id,
+                **({"PartNumberMarker": after} if after else {}),
+            )
+            for part in map(_listed_part, answer.get("Parts", [])):
+                # A store may list a part that was uploaded again twice (SeaweedFS): the newest is the one that counts.
+                if part.number not in found or found[part.number].modified_at <= part.modified_at:
+                    found[part.number] = part
+            last = int(answer.get("NextPartNumberMarker") or 0)
+            if not answer.get("IsTruncated") or last <= after:
+                return [found[number] for number in sorted(found)]
+            after = last
+
+    async def create_upload(self, path: str) -> str:
+        """Begins a multipart upload and returns its id."""
+        answer = await self._ask(self._writes, "create_multipart_upload", path, Key=self.key(path))
+        upload_id: str = answer["UploadId"]
+        if answer["ResponseMetadata"].get("RetryAttempts"):
+            # A try whose answer was lost may have begun one too, and registries take the first that they find.
+            await self._abort_others(path, upload_id)
+        return upload_id
+
+    async def upload_part(self, path: str, upload_id: str, number: int, content: bytes | bytearray) -> Part:
+        """Stores one part, in place of what had its number."""
+        answer = await self._ask(
+            self._writes,
+            "upload_part",
+            path,
+            length=len(content),
+            Key=self.key(path),
+            UploadId=upload_id,
+            PartNumber=number,
+            ContentLength=len(content),
+            # As a file, so that it is sent piece by piece: in one piece it would hold the loop up.
+            Body=io.BytesIO(content),
+        )
+        return Part(number, len(content), _etag(answer))
+
+    async def copy_into_upload(
+        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int
+    ) -> list[Part]:
+        """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here."""
+        whole = size == found.size
+        pieces = [(0, size)] if whole and size <= _COPIED_PART else _pieces(size)
+        slots = asyncio.Semaphore(COPIES_AT_ONCE)
+
+        async def one(number: int, start: int, length: int) -> Part:
+            limits = {} if whole and len(pieces) == 1 else {"CopySourceRange": f"bytes={start}-{start + length - 1}"}
+            async with slots:
+                answer = await self._ask(
+                    self._writes,
+                    "upload_part_copy",
+                    destination,
+                    Key=self.key(destination),
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    CopySource=self._copy_source(source),
+                    CopySourceIfMatch=_quoted(found.etag),
+                    **limits,
+                )
+            return Part(number, length, _etag(answer["CopyPartResult"]))
+
+        return await gather([one(number, start, length) for number, (start, length) in enumerate(pieces, 1)])
+
+    async def complete_upload(self, path: str, upload_id: str, parts: Iterable[Part]) -> str:
+        """Makes the parts an object and returns its ETag, or "" if the store does not tell it (Ceph 16).
+
+        Raises `ContentChanged` if they are not these any more.
+        """
+        listed = [{"PartNumber": part.number, "ETag": _quoted(part.etag)} for part in parts]
+        answer = await self._ask(
+            self._writes,
+            "complete_multipart_upload",
+            path,
+            Key=self.key(path),
+            UploadId=upload_id,
+            MultipartUpload={"Parts": listed},
+        )
+        return _etag(answer)
+
+    async def abort_upload(self, path: str, upload_id: str) -> None:
+        """Drops an upload and its parts; no error if it is gone."""
+        with contextlib.suppress(ContentChanged, PathNotFound):
+            await self._ask(self._writes, "abort_multipart_upload", path, Key=self.key(path), UploadId=upload_id)
+
+    async def _abort_others(self, path: str, upload_id: str) -> None:
+        for upload in await self.list_uploads(path, self.key(path)):
+            if upload.key == self.key(path) and upload.upload_id != upload_id:
+                await self.abort_upload(path, upload.upload_id)
+
+    async def _copy_in_parts(self, source: str, destination: str, found: StoredObject) -> None:
+        upload_id = await self.create_upload(destination)
+        try:
+            parts = await self.copy_into_upload(source, destination, upload_id, found, found.size)
+            await self.complete_upload(destination, upload_id, parts)
+        except BaseException:
+            with contextlib.suppress(DriverError):
+                await asyncio.shield(self.abort_upload(destination, upload_id))
+            raise
+
+    def _copy_source(self, path: str) -> dict[str, str]:
+        return {"Bucket": self.options.bucket, "Key": self.key(path)}
+
+    # --- the SDK -------------------------------------------------------------------------------------------------
+
+    async def _ask(self, limit: asyncio.Semaphore, operation: str, path: str, **parameters: Any) -> Any:
+        async with limit:
+            return await self._request(operation, path, **parameters)
+
+    async def _request(self, operation: str, path: str, *, length: int = 0, **parameters: Any) -> Any:
+        deadline = _DEADLINE
+        if operation in {"complete_multipart_upload", "copy_object", "upload_part_copy"}:
+            deadline = _PATIENT_DEADLINE
+        try:
+            async with asyncio.timeout(deadline + length / _SLOWEST_LINE):
+                client = await self._open()
+                return await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
+        except DriverError:
+            raise
+        except Exception as error:
+            failure = s3_error(error, path, store=self.description)
+            if isinstance(error, exceptions.ClientError) and _is_refusal(error):
+                raise _Refused(path, failure.detail) from error
+            raise failure from error
+
+    async def _body(self, path: str, answer: Any, length: int, *, is_last_try: bool) -> bytes | None:
+        """The body of an answer; None if it did not come whole and may be asked for again."""
+        try:
+            async with asyncio.timeout(_DEADLINE + length / _SLOWEST_LINE), answer["Body"] as body:
+                content: bytes = await body.read()
+        except (*_BROKEN_BODY, TimeoutError) as error:
+            if is_last_try:
+                raise ShortRead(path, f"{self.description} broke off in the middle") from error
+            return None
+        if len(content) == length:
+            return content
+        if is_last_try:
+            raise ShortRead(path, f"{self.description} sent {len(content)} of {length} bytes")
+        return None
+
+    async def _open(self) -> Any:
+        if self._client is None:
+            async with self._opening:
+                if self._client is None:
+                    self._client = await self._connect()
+        return self._client
+
+    async def _connect(self) -> Any:
+        options = self.options
+        try:
+            session = AioSession(profile=options.profile)
+            client = await self._create_client(session, options.endpoint_url or "", options.path_style)
+            endpoint = client.meta.endpoint_url
+            if not options.endpoint_url and not _is_aws(endpoint):
+                # Only the SDK knows all the places where an endpoint can be set; and other settings follow from it.
+                client = await self._create_client(session, endpoint, options.path_style)
+        except (exceptions.BotoCoreError, OSError, ValueError) as error:
+            if isinstance(error, exceptions.ProfileNotFound):
+                reason = f"the AWS SDK knows no profile {options.profile!r}"
+                raise UnknownSource(f"s3://{options.bucket}", reason) from error
+            raise s3_error(error, "/", store=self.description) from error
+        self._endpoint = client.meta.endpoint_url
+        for operation in _PATIENT_OPERATIONS:
+            client.meta.events.register(f"before-call.s3.{operation}", _be_patient)
+        return client
+
+    async def _create_client(self, session: AioSession, endpoint: str, path_style: bool | None) -> Any:
+        options = self.options
+        # Few stores but AWS have a host name for each bucket.
+        style = {None: "auto" if _is_aws(endpoint) else "path", True: "path", False: "virtual"}[path_style]
+        is_insecure = endpoint.startswith("http://")
+        config = AioConfig(
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_READ_TIMEOUT,
+            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            max_pool_connections=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS,
+            s3={"addressing_style": style},
+            # Without TLS the SDK signs what is sent, so that every store checks it; a second sum would be wasted.
+            request_checksum_calculation="when_required" if is_insecure else None,
+            # Only AWS sends one, and only of whole objects.
+            response_checksum_validation="when_required",
+        )
+        return await self._resources.enter_async_context(
+            session.create_client(
+                "s3",
+                region_name=options.region,
+                endpoint_url=options.endpoint_url,
+                verify=(options.ca_file or None) if options.verify_tls else False,
+                aws_access_key_id=options.access_key_id,
+                aws_secret_access_key=options.secret_access_key,
+                aws_session_token=options.session_token,
+                config=config,
+            )
+        )
+
+
+class ByteBudget:
+    """A number of bytes that may be in use at a time. More than that at once gets it all, alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+        self._given_back = asyncio.Condition()
+        self._waking: set[asyncio.Task[None]] = set()
+
+    async def take(self, size: int) -> None:
+        """Waits until there are so many, and takes them."""
+        async with self._given_back:
+            await self._given_back.wait_for(lambda: self._left >= min(size, self._size))
+            self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """Ends the use of bytes that were taken."""
+        self._left += size
+        waking = asyncio.ensure_future(self._wake())
+        self._waking.add(waking)
+        waking.add_done_callback(self._waking.discard)
+
+    async def _wake(self) -> None:
+        async with self._given_back:
+            self._given_back.notify_all()
+
+
+class _Refused(BackendFailure):
+    """A request that the store did not understand; never leaves this module."""
+
+
+async def gather(awaitables: Sequence[Any]) -> list[Any]:
+    """The results, in order. If one fails the others are cancelled, and have ended when this raises."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+#: Bytes that one request copies into a part: stores that really copy take 6 s for this.
+_COPIED_PART: Final = 1 << 30
+
+
+def _pieces(size: int) -> list[tuple[int, int]]:
+    """`size` bytes in pieces of about the same size, none of them too small to be followed by another."""
+    count = -(-size // _COPIED_PART)
+    length = -(-size // count)
+    return [(start, min(length, size - start)) for start in range(0, size, length)]
+
+
+def _be_patient(context: dict[str, Any], **_: Any) -> None:
+    context["read_timeout"] = _PATIENT_READ_TIMEOUT
+
+
+def _is_aws(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    return not endpoint or host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _is_refusal(error: exceptions.ClientError) -> bool:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status == 400 and error_code(error) in {"InvalidRequest", "InvalidDigest", "MalformedXML"}
+
+
+def _check_total(path: str, answer: Any, size: int) -> None:
+    """Raises unless the object that the range is of has `size` bytes."""
+    total = str(answer.get("ContentRange", "")).rpartition("/")[2]
+    if total.isdecimal() and int(total) != size:
+        answer["Body"].close()
+        kind = ShortRead if int(total) < size else ContentChanged
+        raise kind(path, f"it has {total} bytes now, not {size}")
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    """An ETag without its quotes, which not every store sends every time; empty if there is none."""
+    return str(answer.get("ETag") or "").strip('"')
+
+
+def _quoted(etag: str) -> str:
+    return f'"{etag}"'
+
+
+def _stored_object(answer: Mapping[str, Any]) -> StoredObject:
+    return StoredObject(answer["ContentLength"], _etag(answer), _nanoseconds(answer["LastModified"]))
+
+
+def _listed_object(found: Mapping[str, Any]) -> StoredObject:
+    return StoredObject(found["Size"], _etag(found), _nanoseconds(found["LastModified"]))
+
+
+def _listed_part(found: Mapping[str, Any]) -> Part:
+    modified_at = _nanoseconds(found["LastModified"]) if "LastModified" in found else 0
+    return Part(found["PartNumber"], found["Size"], _etag(found), modified_at)
+
+
+def _nanoseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1e9)

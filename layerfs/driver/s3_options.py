@@ -1,0 +1,147 @@
+"""What can be said about a storage on S3, and how it is said in a URL.
+
+    s3://bucket/prefix?endpoint_url=https://rgw.example:7480&region=eu-1&ca_file=/etc/ssl/ceph.pem
+
+The SDK's own settings hold for all that is not said: credentials always come from where it looks for them
+(environment, `~/.aws`, web identity, instance), the endpoint from `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL` or its
+configuration file, the region likewise. Secrets are never part of a URL, which is seen in `ps` and in shell histories.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from layerfs.errors import UnknownSource
+
+MEBIBYTE: Final = 1 << 20
+GIBIBYTE: Final = 1 << 30
+
+#: S3's limits: of a part (but the last), of a part, of parts in an upload, and of what one request copies.
+SMALLEST_PART: Final = 5 * MEBIBYTE
+LARGEST_PART: Final = 5 * GIBIBYTE
+MOST_PARTS: Final = 10_000
+LARGEST_COPY: Final = 5 * GIBIBYTE
+
+#: Up to here one request copies on AWS; above it parts that are copied side by side are faster. Other stores copy
+#: within one request by counting references (Ceph: 0.2 s for a GiB, in parts 5.5 s), so there it is the limit itself.
+COPY_THRESHOLD_ON_AWS: Final = 64 * MEBIBYTE
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """A storage on S3. `None` leaves a setting to the SDK, or to what is usual for the endpoint."""
+
+    bucket: str
+    #: Before every key; no slash at either end.
+    root_prefix: str = ""
+    endpoint_url: str | None = None
+    region: str | None = None
+    #: The name of a profile in the SDK's configuration files.
+    profile: str | None = None
+    #: Whether the bucket is named in the path of a request and not in its host: by default with every endpoint but AWS.
+    path_style: bool | None = None
+    verify_tls: bool = True
+    ca_file: str | None = None
+    #: Bytes up to which an object is copied by a single request.
+    multipart_copy_threshold: int | None = None
+    #: Bytes of the parts that an upload begins with; they grow, so that 10,000 of them are enough.
+    part_size: int = 16 * MEBIBYTE
+    #: Parts of one upload that are on their way at a time; more of them are not kept in memory.
+    parts_in_flight: int = 4
+    #: Only for programs that have them from elsewhere: without these the SDK finds the credentials itself.
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not SMALLEST_PART <= self.part_size <= LARGEST_PART:
+            raise ValueError(f"part_size must be from {SMALLEST_PART} to {LARGEST_PART} bytes, not {self.part_size}")
+        if self.multipart_copy_threshold is not None and not 0 < self.multipart_copy_threshold <= LARGEST_COPY:
+            raise ValueError(
+                f"multipart_copy_threshold must be from 1 to {LARGEST_COPY} bytes, not {self.multipart_copy_threshold}"
+            )
+        if self.parts_in_flight < 1:
+            raise ValueError(f"parts_in_flight must be at least 1, not {self.parts_in_flight}")
+
+
+def parse_s3_url(url: str) -> S3Options:
+    """The options in an `s3://` URL. Raises `UnknownSource`, without repeating what may be a secret."""
+    parts = urlsplit(url)
+    shown = f"s3://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    _check_no_secrets(parts, shown)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}", parts.netloc):
+        raise UnknownSource(shown, "expected s3://BUCKET or s3://BUCKET/PREFIX")
+    prefix = unquote(parts.path).strip("/")
+    try:
+        return S3Options(bucket=parts.netloc, root_prefix=prefix, **_query_options(parts.query))
+    except ValueError as error:
+        raise UnknownSource(shown, str(error)) from error
+
+
+def _check_no_secrets(parts: SplitResult, shown: str) -> None:
+    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if "@" in parts.netloc or any(re.search("key|secret|token|password", name) for name in names):
+        raise UnknownSource(
+            shown,
+            "credentials in it would be seen by everybody: put them where the AWS SDK looks for them, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials",
+        )
+
+
+def _boolean(text: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise ValueError("expected true or false")
+    return known[text.lower()]
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+def _endpoint_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("expected http://HOST[:PORT] or https://HOST[:PORT]")
+    if "@" in parts.netloc:
+        raise ValueError("no credentials belong in it")
+    return text
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,15})(KiB|MiB|GiB)?", text)
+    if match is None:
+        raise ValueError("expected bytes, as a number or like 64MiB")
+    return int(match[1]) * {None: 1, "KiB": 1 << 10, "MiB": MEBIBYTE, "GiB": GIBIBYTE}[match[2]]
+
+
+_QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
+    "endpoint_url": _endpoint_url,
+    "region": _text,
+    "profile": _text,
+    "path_style": _boolean,
+    "verify_tls": _boolean,
+    "ca_file": _text,
+    "multipart_copy_threshold": _bytes,
+    "part_size": _bytes,
+    "parts_in_flight": int,
+}
+assert set(_QUERY) <= {option.name for option in fields(S3Options)}  # noqa: S101 - a table of names, checked once
+
+
+def _query_options(query: str) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in _QUERY:
+            raise ValueError(f"unknown option {name!r}; there are {', '.join(_QUERY)}")
+        try:
+            options[name] = _QUERY[name](text)
+        except ValueError as error:
+            raise ValueError(f"{name}={text!r}: {error}") from None
+    return options

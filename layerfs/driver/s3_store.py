@@ -1,0 +1,380 @@
+"""What the driver for S3 does, on asyncio: files and directories out of keys, and the uploads that this process writes.
+
+A path is a file if there is an object, or an open upload, with its key; else it is a directory if there is something
+below it. Open uploads are looked for only where they can be: at `_uploads/<id>/data`, where registries have them, and
+wherever this process has begun one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Iterable, Sequence
+from contextlib import suppress
+from typing import Final, TypeAlias, TypeVar
+
+from layerfs.driver.interface import Contents, Entries, Entry, FileInfo, Stats, check_path, is_component
+from layerfs.driver.s3_bucket import Bucket, OpenUpload, StoredObject, gather
+from layerfs.driver.s3_options import S3Options
+from layerfs.driver.s3_upload import S3Upload, S3Version, StoredUpload, complete, find_upload, known_upload
+from layerfs.errors import (
+    ContentChanged,
+    ContentTooLarge,
+    DriverError,
+    InvalidPath,
+    NotRegularFile,
+    PathNotFound,
+    ShortRead,
+)
+
+_UPLOAD_DATA: Final = re.compile(r"(?P<uploads>.*/_uploads/)[^/]+/data")
+_UPLOAD_DIRECTORY: Final = re.compile(r".*/_uploads/[^/]+")
+
+#: Paths that were written here, of which is kept what the next look at them would otherwise have to ask for.
+_WRITTEN_KEPT: Final = 4096
+
+_Result = TypeVar("_Result")
+
+# Named here because inside `Store` the word `list` is its method.
+Results: TypeAlias = list[_Result | DriverError]
+Uploads: TypeAlias = list[OpenUpload]
+Keys: TypeAlias = list[str]
+
+
+class Store:
+    """The storage of an `S3Driver`."""
+
+    def __init__(self, options: S3Options) -> None:
+        self.bucket = Bucket(options)
+        self._live: dict[str, S3Upload] = {}
+        # Where this process has written: the id of the upload that it left, if it left one.
+        self._written: OrderedDict[str, str | None] = OrderedDict()
+
+    async def close(self) -> None:
+        for upload in list(self._live.values()):
+            await upload.abandon()
+        self._live.clear()
+        await self.bucket.close()
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    async def stat(self, path: str, opened: Sequence[OpenUpload] | None = None) -> FileInfo:
+        """`opened`: the open uploads around, if somebody has listed them already."""
+        if path == "/":
+            # A prefix that nothing was ever put under is an empty storage; a bucket that is not there is an error.
+            await self.bucket.list_objects(path, self._below(path), limit=1)
+            return FileInfo(path, True, 0, 0)
+        found = await self._find_file(path, opened)
+        if found is not None:
+            return found
+        await self._check_directory(path)
+        return FileInfo(path, True, 0, 0)
+
+    async def stat_file(self, path: str) -> FileInfo:
+        _check_not_root(path)
+        info = await self.stat(path)
+        if info.is_directory:
+            raise NotRegularFile(path, "a directory")
+        return info
+
+    async def stat_many(self, paths: Sequence[str]) -> Stats:
+        opened = await self._opened_around(paths)
+
+        async def one(path: str) -> FileInfo:
+            return await self.stat(check_path(path), opened.get(_uploads_of(path) or ""))
+
+        return await each(map(one, paths))
+
+    async def list(self, path: str) -> Entries:
+        found: dict[str, bool] = {}
+        prefix = self._below(path)
+        exists = path == "/"
+        async for page in self.bucket.pages(path, prefix, delimiter="/"):
+            exists = exists or bool(page.objects or page.prefixes)
+            found.update((key[len(prefix) :].rstrip("/"), True) for key in page.prefixes)
+            # An object that ends in a slash marks a directory for those who want to see it.
+            found.update((key[len(prefix) :], False) for key in page.objects if key != prefix)
+        if _UPLOAD_DIRECTORY.fullmatch(path) and "data" not in found:
+            exists = await self._add_upload(f"{path}/data", found) or exists
+        if not exists:
+            raise PathNotFound(path)
+        return [Entry(name, is_directory) for name, is_directory in found.items() if is_component(name)]
+
+    async def _add_upload(self, path: str, found: dict[str, bool]) -> bool:
+        if path not in self._live and not await self.bucket.list_uploads(path, self.bucket.key(path)):
+            return False
+        found["data"] = False
+        return True
+
+    async def _find_file(self, path: str, opened: Sequence[OpenUpload] | None = None) -> FileInfo | None:
+        """The file at a path; None if there is no file."""
+        if self._may_be_upload(path):
+            upload = self._live.get(path) or await find_upload(self.bucket, path, opened=opened, look_at_object=False)
+            return FileInfo(path, False, upload.size, upload.modified_at) if upload is not None else None
+        try:
+            found = await self.bucket.head(path)
+        except PathNotFound:
+            return None
+        return FileInfo(path, False, found.size, found.modified_at)
+
+    async def _opened_around(self, paths: Sequence[str]) -> dict[str, Uploads]:
+        """The open uploads of directories that many of the paths are in, listed once for all."""
+        wanted = [uploads for uploads in map(_uploads_of, paths) if uploads is not None]
+        shared = sorted({uploads for uploads in wanted if wanted.count(uploads) > 1})
+        listed = await each(self.bucket.list_uploads(uploads, self.bucket.key(uploads)) for uploads in shared)
+        # Where it fails each asks for itself, and has its own error.
+        return {
+            uploads: found for uploads, found in zip(shared, listed, strict=True) if not isinstance(found, DriverError)
+        }
+
+    async def _check_directory(self, path: str) -> None:
+        page = await self.bucket.list_objects(path, self._below(path), limit=1)
+        if not page.objects:
+            raise PathNotFound(path)
+
+    def _below(self, path: str) -> str:
+        return self.bucket.key(path) if path == "/" else f"{self.bucket.key(path)}/"
+
+    def _may_be_upload(self, path: str) -> bool:
+        return path in self._live or path in self._written or _UPLOAD_DATA.fullmatch(path) is not None
+
+    # --- contents ------------------------------------------------------------------------------------------------
+
+    async def get_content(self, path: str, limit: int) -> bytes:
+        _check_not_root(path)
+        if self._may_be_upload(path):
+            info = await self.stat_file(path)
+            if info.size > limit:
+                raise ContentTooLarge(path, f"{info.size} bytes, more than {limit}")
+            return await self.read(path, 0, info.size, info.size)
+        try:
+            return await self.bucket.get(path, limit=limit)
+        except PathNotFound:
+            await self._check_directory(path)
+            raise NotRegularFile(path, "a directory") from None
+
+    async def get_contents(self, paths: Sequence[str], limit: int) -> Contents:
+        async def one(path: str) -> bytes:
+            return await self.get_content(check_path(path), limit)
+
+        return await each(map(one, paths))
+
+    async def put_content(self, path: str, content: bytes) -> None:
+        _check_not_root(path)
+        if self._may_be_upload(path):
+            await self._drop_upload(path, "it was replaced")
+        await self.bucket.put(path, content)
+
+    async def read(self, path: str, offset: int, length: int, size: int) -> bytes:
+        """Reads a file that had `size` bytes when it was opened."""
+        if not length:
+            return b""
+        if not self._may_be_upload(path):
+            return await self.bucket.get_range(path, offset, length, size=size)
+        live = self._live.get(path)
+        if live is None:
+            state = await find_upload(self.bucket, path, look_at_object=True)
+            if state is None or state.size < offset + length:
+                raise ShortRead(path, f"it has {state.size if state is not None else 0} bytes now, not {size}")
+            if state.found is not None and state.found.size >= offset + length:
+                return await self.bucket.get_range(path, offset, length, size=state.found.size)
+            live = S3Upload(self.bucket, path, state)
+        if live.size < offset + length:
+            raise ShortRead(path, f"it has {live.size} bytes now, not {size}")
+        return await live.read(offset, length)
+
+    async def read_sealed(self, path: str, offset: int, length: int, found: StoredObject) -> bytes:
+        """Reads one version of an object and no other. Raises `ContentChanged`."""
+        try:
+            return await self.bucket.get_range(path, offset, length, size=found.size, etag=found.etag)
+        except ShortRead as error:
+            raise ContentChanged(path, error.detail) from error
+
+    # --- uploads -------------------------------------------------------------------------------------------------
+
+    async def begin_writing(self, path: str, append: bool) -> S3Upload:
+        _check_not_root(path)
+        await self._hand_over(path, keep=append)
+        state, _ = await gather([self._find_for_writing(path), self._check_no_directory(path)])
+        if state is None or not append:
+            if state is not None:
+                await self._remove(path, state)
+            state = StoredUpload(await self.bucket.create_upload(path), (), (), None)
+        upload = self._live[path] = S3Upload(self.bucket, path, state)
+        return upload
+
+    async def end_writing(self, upload: S3Upload) -> None:
+        if self._live.get(upload.path) is upload:
+            del self._live[upload.path]
+            self._written[upload.path] = upload.upload_id
+            while len(self._written) > _WRITTEN_KEPT:
+                self._written.popitem(last=False)
+        await upload.abandon()
+
+    def is_live(self, path: str) -> bool:
+        return path in self._live
+
+    async def seal(self, path: str) -> tuple[StoredObject, S3Version]:
+        """Makes an upload an object, which nothing can be appended to. Returns it, and the version that it is of."""
+        _check_not_root(path)
+        live = self._live.get(path)
+        if live is not None:
+            await live.flush()
+        state = await self._find_for_sealing(path, live.upload_id if live is not None else self._written.get(path))
+        if state is None:
+            await self._check_directory(path)
+            raise NotRegularFile(path, "a directory")
+        if state.stray:
+            return await self._seal_repacked(path, state)
+        if state.found is not None and state.is_object:
+            if state.upload_id is not None:
+                await self.bucket.abort_upload(path, state.upload_id)
+            return state.found, state.version
+        if not state.parts:
+            assert state.upload_id is not None  # noqa: S101
+            await self.bucket.abort_upload(path, state.upload_id)
+            await self.bucket.put(path, b"")
+            found = await self.bucket.head(path)
+            return found, S3Version(found.etag, found.size)
+        return await self._seal_parts(path, state)
+
+    async def _seal_parts(self, path: str, state: StoredUpload) -> tuple[StoredObject, S3Version]:
+        found = await complete(self.bucket, path, state)
+        version = state.version
+        if "-" in version.etag and found.etag != version.etag:
+            # Not made of the parts that were listed: of whatever it is, nobody knows anything yet.
+            version = S3Version(found.etag, found.size)
+        self._written[path] = None
+        return found, version
+
+    async def _seal_repacked(self, path: str, state: StoredUpload) -> tuple[StoredObject, S3Version]:
+        """Leaves out what comes after a gap."""
+        upload = S3Upload(self.bucket, path, state)
+        await upload.repack()
+        again = await find_upload(self.bucket, path, look_at_object=False)
+        if again is None or again.stray:
+            raise ContentChanged(path)
+        return await self._seal_parts(path, again)
+
+    async def _find_for_sealing(self, path: str, upload_id: str | None) -> StoredUpload | None:
+        if upload_id is not None:
+            with suppress(ContentChanged):
+                state = await known_upload(self.bucket, path, upload_id)
+                if state.parts:
+                    return state
+        if self._may_be_upload(path):
+            return await find_upload(self.bucket, path, look_at_object=True)
+        try:
+            return StoredUpload(None, (), (), await self.bucket.head(path))
+        except PathNotFound:
+            return None
+
+    async def _find_for_writing(self, path: str) -> StoredUpload | None:
+        return await find_upload(self.bucket, path, look_at_object=True)
+
+    async def _hand_over(self, path: str, *, keep: bool) -> None:
+        """Ends the writing of whoever in this process has the file open."""
+        live = self._live.get(path)
+        if live is None:
+            return
+        try:
+            if keep:
+                await live.flush()
+        finally:
+            live.fence("it was opened for writing again")
+            await self.end_writing(live)
+
+    async def _drop_upload(self, path: str, reason: str) -> None:
+        live = self._live.get(path)
+        if live is not None:
+            live.fence(reason)
+            await self.end_writing(live)
+        await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
+        self._written.pop(path, None)
+
+    async def _remove(self, path: str, state: StoredUpload) -> None:
+        await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
+        if state.found is not None:
+            await self.bucket.delete(path)
+
+    async def _abort(self, path: str, uploads: Sequence[OpenUpload]) -> int:
+        """Aborts those of the uploads that are at `path` or below it; returns how many."""
+        key = self.bucket.key(path)
+        aborted = [upload for upload in uploads if upload.key == key or upload.key.startswith(f"{key}/")]
+        await gather([self.bucket.abort_upload(self.bucket.path(upload.key), upload.upload_id) for upload in aborted])
+        return len(aborted)
+
+    async def _check_no_directory(self, path: str) -> None:
+        page = await self.bucket.list_objects(path, self._below(path), limit=1)
+        if page.objects:
+            raise NotRegularFile(path, "a directory")
+
+    # --- moving and deleting -----------------------------------------------------------------------------------------
+
+    async def publish(self, source: str, found: StoredObject, destination: str) -> None:
+        _check_not_root(destination)
+        await self.bucket.copy(source, destination, found)
+
+    async def move(self, source: str, destination: str) -> None:
+        info = await self.stat_file(source)
+        _check_not_root(destination)
+        if source == destination:
+            return
+        await self._check_no_directory(destination)
+        if self._may_be_upload(source):
+            found, _ = await self.seal(source)
+        else:
+            found = await self.bucket.head(info.path)
+        await self.publish(source, found, destination)
+        await self.bucket.delete(source)
+        self._written.pop(source, None)
+
+    async def delete(self, path: str) -> None:
+        if path == "/":
+            raise InvalidPath(path, "the root of the storage stays")
+        for upload in [live for live in self._live.values() if f"{live.path}/".startswith(f"{path}/")]:
+            upload.fence("it was removed")
+            await self.end_writing(upload)
+        keys = await self._keys_at(path)
+        is_file = keys == [self.bucket.key(path)]
+        aborted = 0
+        if not is_file or self._may_be_upload(path):
+            aborted = await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
+        await self.bucket.delete_keys(path, keys)
+        if not keys and not aborted:
+            raise PathNotFound(path)
+
+    async def _keys_at(self, path: str) -> Keys:
+        """The keys of a file and of all that is below it, as far as there is anything."""
+        key = self.bucket.key(path)
+        page = await self.bucket.list_objects(path, key)
+        if page.is_last:
+            return [found for found in page.objects if found == key or found.startswith(f"{key}/")]
+        # Many neighbours have names that begin alike. The file itself comes before all of them.
+        keys = [key] if key in page.objects else []
+        async for below in self.bucket.pages(path, f"{key}/"):
+            keys += below.objects
+        return keys
+
+
+async def each(awaitables: Iterable[Awaitable[_Result]]) -> Results[_Result]:
+    """All results, in order; an error of the storage stands in its place."""
+
+    async def one(awaitable: Awaitable[_Result]) -> _Result | DriverError:
+        try:
+            return await awaitable
+        except DriverError as error:
+            return error
+
+    return await gather([one(awaitable) for awaitable in awaitables])
+
+
+def _uploads_of(path: str) -> str | None:
+    """The directory of uploads that the data of an upload is in."""
+    match = _UPLOAD_DATA.fullmatch(path)
+    return match["uploads"] if match is not None else None
+
+
+def _check_not_root(path: str) -> None:
+    if path == "/":
+        raise NotRegularFile(path, "a directory")

@@ -1,0 +1,403 @@
+"""An unfinished upload on S3: an open multipart upload, as distribution's driver keeps it. Runs on asyncio.
+
+What is written becomes parts. Full ones are stored in the background, a few at a time; what does not fill a part yet
+is kept in memory, and stored by `flush` as a short last part, whose place the full one takes later. Nothing about an
+upload is stored anywhere else: who goes on with it asks the store for its parts.
+
+S3 has two rules that make this harder:
+
+* Every part but the last must have 5 MiB. Whoever goes on after a shorter last part must *repack*: complete the
+  upload, so that an object appears, begin a new one, and have the object copied into it. The object stays, as the
+  beginning of what the upload holds. A crash in the middle leaves an object that is longer than the parts: then the
+  object counts.
+* The parts of an open upload cannot be read. Whoever wants to read one that is not in memory must repack too.
+
+Parts that are stored side by side can leave a gap when the process is killed. What comes after a gap does not count,
+and repacking leaves it out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from layerfs.driver.s3_bucket import Bucket, OpenUpload, Part, StoredObject, gather
+from layerfs.driver.s3_errors import is_gone
+from layerfs.driver.s3_options import MOST_PARTS, SMALLEST_PART
+from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNotFound
+
+#: From which part on parts are how many times as large, so that 10,000 of them hold a terabyte.
+_GROWTH: Final = ((6000, 16), (2000, 4), (0, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class S3Version:
+    """The content of an upload, by the ETag that its parts have as an object: equal to that of the object itself where
+    the store makes ETags as AWS does without KMS. Equal versions are equal bytes."""
+
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUpload:
+    """What the store has of an upload."""
+
+    upload_id: str | None
+    #: Those that count: numbered from 1 without a gap.
+    parts: tuple[Part, ...]
+    #: Those after a gap.
+    stray: tuple[Part, ...]
+    #: What is at the path: the beginning of what the parts hold, or more than that, and then all there is.
+    found: StoredObject | None
+
+    @property
+    def is_object(self) -> bool:
+        """Whether the object is the content, and not the parts."""
+        return self.found is not None and (self.upload_id is None or self.found.size > total(self.parts))
+
+    @property
+    def size(self) -> int:
+        return self.found.size if self.found is not None and self.is_object else total(self.parts)
+
+    @property
+    def modified_at(self) -> int:
+        """Nanoseconds since 1970; 0 if nobody has written anything yet."""
+        times = [part.modified_at for part in self.parts]
+        return max(times, default=self.found.modified_at if self.found is not None else 0)
+
+    @property
+    def version(self) -> S3Version:
+        if self.found is not None and self.is_object:
+            return S3Version(self.found.etag, self.found.size)
+        return version_of(self.parts)
+
+
+def total(parts: Sequence[Part]) -> int:
+    """The bytes in all of the parts."""
+    return sum(part.size for part in parts)
+
+
+def version_of(parts: Sequence[Part]) -> S3Version:
+    """The version that an object made of these parts has."""
+    etags = [part.etag for part in parts]
+    if all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
+        digest = hashlib.md5(b"".join(map(bytes.fromhex, etags)), usedforsecurity=False).hexdigest()
+        return S3Version(f"{digest}-{len(etags)}", total(parts))
+    # Of an encrypted object nothing can be foretold, but its parts can be compared with themselves.
+    return S3Version("+".join(etags), total(parts))
+
+
+async def find_upload(
+    bucket: Bucket, path: str, *, opened: Sequence[OpenUpload] | None = None, look_at_object: bool
+) -> StoredUpload | None:
+    """What the store has at `path`: an open upload, an object or both; None if there is neither.
+
+    `opened` are the open uploads, if somebody has listed them already. The object is looked at only if
+    `look_at_object`, or if there are no parts: who only wants to know how much there is gets that by two requests.
+    """
+    key = bucket.key(path)
+    if look_at_object:
+        opened, found = await gather([_opened_at(bucket, path, opened), _object_at(bucket, path)])
+    else:
+        opened, found = await _opened_at(bucket, path, opened), None
+    uploads = [upload for upload in opened or () if upload.key == key]
+    best = await _fullest(bucket, path, uploads)
+    if not look_at_object and not best.parts:
+        found = await _object_at(bucket, path)
+    if best.upload_id is None and found is None:
+        return None
+    return StoredUpload(best.upload_id, best.parts, best.stray, found)
+
+
+async def known_upload(bucket: Bucket, path: str, upload_id: str) -> StoredUpload:
+    """An open upload whose id is known. Raises `ContentChanged` if it is not open any more."""
+    return _split(upload_id, await bucket.list_parts(path, upload_id))
+
+
+async def _opened_at(bucket: Bucket, path: str, opened: Sequence[OpenUpload] | None) -> Sequence[OpenUpload]:
+    return opened if opened is not None else await bucket.list_uploads(path, bucket.key(path))
+
+
+async def _object_at(bucket: Bucket, path: str) -> StoredObject | None:
+    try:
+        return await bucket.head(path)
+    except PathNotFound:
+        return None
+
+
+async def _fullest(bucket: Bucket, path: str, uploads: Sequence[OpenUpload]) -> StoredUpload:
+    """The upload with the most in it, if several have one key: requests that were repeated leave empty ones."""
+    states = [_split(None, [])]
+    for upload in uploads:
+        with suppress(ContentChanged):
+            states.append(await known_upload(bucket, path, upload.upload_id))
+    return max(states, key=lambda state: (state.size, state.upload_id is not None))
+
+
+def _split(upload_id: str | None, parts: Sequence[Part]) -> StoredUpload:
+    whole = sum(1 for number, part in enumerate(parts, 1) if part.number == number)
+    return StoredUpload(upload_id, tuple(parts[:whole]), tuple(parts[whole:]), None)
+
+
+async def complete(bucket: Bucket, path: str, state: StoredUpload) -> StoredObject:
+    """Makes the parts of an open upload the object at `path`; also if it was done before and nobody was told."""
+    assert state.upload_id is not None  # noqa: S101
+    size = total(state.parts)
+    try:
+        etag = await bucket.complete_upload(path, state.upload_id, state.parts)
+    except DriverError as error:
+        with suppress(DriverError):
+            found = await bucket.head(path)
+            if found.size == size:
+                return found
+        raise error  # noqa: TRY201 - the first, not one of the look at what there is
+    etag = etag or state.version.etag
+    # Where it is neither told nor foretold it must be asked for.
+    return StoredObject(size, etag, 0) if _is_foretold(etag) else await bucket.head(path)
+
+
+def _is_foretold(etag: str) -> bool:
+    return "+" not in etag
+
+
+class S3Upload:
+    """An upload that this process writes, or repacks. One method at a time has it; the others wait."""
+
+    def __init__(self, bucket: Bucket, path: str, state: StoredUpload) -> None:
+        self.path = path
+        self._bucket = bucket
+        self._lock = asyncio.Lock()
+        self._upload_id = state.upload_id
+        self._parts = list(state.parts)
+        self._stray = state.stray
+        self._object = state.found
+        # The object is all there is: there are no parts, or not all that there were to be.
+        self._is_object = state.is_object
+        self._tail = bytearray()
+        self._tail_part: Part | None = None
+        self._storing: dict[int, asyncio.Task[Part]] = {}
+        self._storing_sizes: dict[int, int] = {}
+        self._failure: DriverError | None = None
+        self.modified_at = state.modified_at
+
+    @property
+    def size(self) -> int:
+        """All bytes that were taken, stored or not."""
+        if self._is_object and self._object is not None:
+            return self._object.size
+        return total(self._parts) + sum(self._storing_sizes.values()) + len(self._tail)
+
+    @property
+    def upload_id(self) -> str | None:
+        return self._upload_id
+
+    @property
+    def version(self) -> S3Version:
+        """Of what is stored."""
+        return self._state.version
+
+    @property
+    def _stored(self) -> list[Part]:
+        return [*self._parts, self._tail_part] if self._tail_part is not None else self._parts
+
+    @property
+    def _state(self) -> StoredUpload:
+        found = self._object if self._is_object else None
+        return StoredUpload(self._upload_id, () if self._is_object else tuple(self._stored), self._stray, found)
+
+    def fence(self, reason: str) -> None:
+        """From here on every method raises `ContentChanged`."""
+        self._failure = ContentChanged(self.path, reason)
+
+    async def append(self, buffers: Sequence[bytes]) -> None:
+        """Takes all the bytes; returns when no more of them are waiting to be stored than may be."""
+        async with self._lock:
+            self._check()
+            if any(buffers) and self._must_repack:
+                await self._repack()
+            for buffer in buffers:
+                with memoryview(buffer) as view:
+                    await self._take(view)
+            self.modified_at = time.time_ns()
+
+    async def flush(self) -> None:
+        """Returns when everything is stored."""
+        async with self._lock:
+            await self._flush()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Bytes that were taken; repacks if they can be had in no other way."""
+        async with self._lock:
+            self._check()
+            stored = self.size - len(self._tail)
+            if offset >= stored:
+                return bytes(self._tail[offset - stored : offset - stored + length])
+            if self._object is None or self._object.size < offset + length:
+                await self._flush()
+                await self._repack()
+            assert self._object is not None  # noqa: S101
+            found = self._object
+            return await self._bucket.get_range(self.path, offset, length, size=found.size, etag=found.etag)
+
+    async def repack(self) -> None:
+        """Leaves out what comes after a gap, and makes the rest readable."""
+        async with self._lock:
+            await self._repack()
+
+    async def abandon(self) -> None:
+        """Forgets what is not stored."""
+        for task in self._storing.values():
+            task.cancel()
+        if self._storing:
+            await asyncio.wait(self._storing.values())
+        self._tail.clear()
+
+    # --- taking bytes; the lock is held ------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure.with_traceback(None)
+
+    async def _take(self, view: memoryview) -> None:
+        while view:
+            size = self._next_size
+            taken = view[: size - len(self._tail)]
+            self._tail += taken
+            view = view[len(taken) :]
+            if len(self._tail) >= size:
+                await self._wait_for_room(len(self._tail))
+                self._begin_storing()
+
+    @property
+    def _next_number(self) -> int:
+        return len(self._parts) + len(self._storing) + 1
+
+    @property
+    def _next_size(self) -> int:
+        """Bytes of the part that is being filled."""
+        if self._next_number > MOST_PARTS:
+            raise ContentTooLarge(self.path, f"S3 takes no more than {MOST_PARTS} parts")
+        growth = next(growth for number, growth in _GROWTH if self._next_number > number)
+        return self._bucket.options.part_size * growth
+
+    async def _wait_for_room(self, size: int) -> None:
+        options = self._bucket.options
+        most = options.part_size * options.parts_in_flight
+        while self._storing and sum(self._storing_sizes.values()) + size > most:
+            await asyncio.wait(self._storing.values(), return_when=asyncio.FIRST_COMPLETED)
+            self._collect()
+        await self._bucket.part_memory.take(size)
+
+    def _begin_storing(self) -> None:
+        assert self._upload_id is not None  # noqa: S101
+        number, content = self._next_number, self._tail
+        size = len(content)
+        self._tail, self._tail_part = bytearray(), None
+        self._storing_sizes[number] = size
+        storing = self._bucket.upload_part(self.path, self._upload_id, number, content)
+        self._storing[number] = task = asyncio.ensure_future(storing)
+        # Not in the coroutine: it is never entered if it is cancelled at once.
+        task.add_done_callback(lambda _: self._bucket.part_memory.give_back(size))
+
+    def _collect(self) -> None:
+        """Takes the parts that are stored into account, in order. Raises what made one fail."""
+        for number in sorted(self._storing):
+            task = self._storing[number]
+            if not task.done():
+                return
+            if task.cancelled() or task.exception() is not None:
+                raise self._fail(None if task.cancelled() else task.exception())
+            del self._storing[number], self._storing_sizes[number]
+            self._parts.append(task.result())
+
+    def _fail(self, error: BaseException | None) -> BaseException:
+        """What is raised from now on; what was lost with it is unknown."""
+        failure = error or ContentChanged(self.path, "a part was not stored")
+        if isinstance(failure, DriverError):
+            self._failure = failure
+        return failure
+
+    async def _flush(self) -> None:
+        self._check()
+        while self._storing:
+            await asyncio.wait(self._storing.values())
+            self._collect()
+        if not self._tail or (self._tail_part is not None and self._tail_part.size == len(self._tail)):
+            return
+        assert self._upload_id is not None  # noqa: S101
+        try:
+            await self._check_unchanged(self._upload_id)
+            self._tail_part = await self._bucket.upload_part(
+                self.path, self._upload_id, self._next_number, bytes(self._tail)
+            )
+        except DriverError as error:
+            raise self._fail(error) from error
+
+    async def _check_unchanged(self, upload_id: str) -> None:
+        """Raises `ContentChanged` if somebody else has stored parts at the end, which ours would replace."""
+        expected = self._stored[-1:]
+        after = expected[0].number - 1 if expected else 0
+        listed = await self._bucket.list_parts(self.path, upload_id, after=after)
+        if [(part.number, part.etag) for part in listed] != [(part.number, part.etag) for part in expected]:
+            raise ContentChanged(self.path, "somebody else is writing it too")
+
+    # --- repacking; the lock is held ---------------------------------------------------------------------------------
+
+    @property
+    def _must_repack(self) -> bool:
+        """Whether nothing can be appended to the parts as they are."""
+        if self._is_object or self._stray:
+            return True
+        # A short last part that is in memory too is replaced.
+        return bool(self._parts) and self._parts[-1].size < SMALLEST_PART
+
+    async def _repack(self) -> None:
+        """What counts becomes the beginning of a new upload, to which anything can be appended."""
+        counts = self._state.size
+        try:
+            self._object = await self._make_object()
+            self._is_object = True
+            self._upload_id = await self._bucket.create_upload(self.path)
+            await self._take_in(self._upload_id, self._object, counts)
+        except DriverError as error:
+            raise self._fail(error) from error
+
+    async def _make_object(self) -> StoredObject:
+        """Has all that counts in one object, so that nothing is lost whatever happens then."""
+        state = self._state
+        if state.found is not None:
+            if state.upload_id is not None:
+                await self._bucket.abort_upload(self.path, state.upload_id)
+            return state.found
+        try:
+            return await complete(self._bucket, self.path, state)
+        except DriverError as error:
+            if not state.stray or is_gone(error):
+                raise
+            # Ceph completes all of the parts or none. What comes after the gap is left out when the object is copied.
+            every = StoredUpload(state.upload_id, state.parts + state.stray, (), None)
+            return await complete(self._bucket, self.path, every)
+
+    async def _take_in(self, upload_id: str, found: StoredObject, size: int) -> None:
+        """Makes the first `size` bytes of the object those of the upload."""
+        parts: list[Part] = []
+        tail = b""
+        tail_part = None
+        if size >= SMALLEST_PART:
+            parts = await self._bucket.copy_into_upload(self.path, self.path, upload_id, found, size)
+        elif size:
+            tail = await self._bucket.get_range(self.path, 0, size, size=found.size, etag=found.etag)
+            tail_part = await self._bucket.upload_part(self.path, upload_id, 1, tail)
+        if size < found.size:
+            # Being longer than the parts it would count.
+            await self._bucket.delete(self.path)
+            self._object = None
+        self._parts, self._stray, self._is_object = parts, (), False
+        self._tail, self._tail_part = bytearray(tail), tail_part

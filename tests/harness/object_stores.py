@@ -1,0 +1,188 @@
+"""Object stores that run here: Ceph's RADOS gateway, from Debian's packages, with all its data in memory.
+
+One for the whole session, because it takes a second to start; each test has a prefix of its own in one bucket. It is a
+real monitor, a real OSD and a real gateway: what it answers is what Ceph answers.
+"""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Final, Self
+
+from harness.fixture import free_port
+
+ACCESS_KEY: Final = "test"
+SECRET_KEY: Final = "testsecret"  # noqa: S105 - of a store that lives for a minute
+BUCKET: Final = "registry"
+
+#: Seconds for each of the daemons to come up.
+START_LIMIT: Final = 60
+
+#: No authentication among the daemons, one copy of everything, and no waiting for others that could vote: made for one
+#: machine. The gateway clears deleted objects away at once, or their memory would only grow.
+_CEPH_CONF: Final = """\
+[global]
+fsid = {fsid}
+mon host = v1:127.0.0.1:{mon_port}
+mon initial members = a
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+auth cluster required = none
+auth service required = none
+auth client required = none
+ms bind msgr2 = false
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd pool default pgp num = 1
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon warn on pool no redundancy = false
+mon max pg per osd = 1000
+mon tick interval = 1
+paxos propose interval = 0.02
+paxos min wait = 0.01
+log file = {directory}/$name.log
+admin socket = {directory}/$name.$pid.asok
+pid file = {directory}/$name.pid
+run dir = {directory}
+[mon]
+mon data = {directory}/mon
+mon data avail crit = 1
+mon data avail warn = 2
+[mon.a]
+mon addr = v1:127.0.0.1:{mon_port}
+[osd]
+osd data = {directory}/osd
+osd objectstore = memstore
+memstore device bytes = 4294967296
+osd op num shards = 2
+[client.rgw]
+rgw frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw thread pool size = 32
+rgw enable ops log = false
+rgw enable usage log = false
+rgw dynamic resharding = false
+rgw enable quota threads = false
+rgw enable lc threads = false
+rgw run sync thread = false
+rgw gc obj min wait = 1
+rgw gc processor period = 5
+rgw gc processor max time = 5
+rgw gc max objs = 8
+debug rgw = 0
+"""
+
+
+class RadosGateway:
+    """A Ceph cluster of one monitor, one OSD and one gateway, with one user and one bucket."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self._mon_port = free_port()
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs in its environment to use it."""
+        return {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for process in reversed(self._processes):
+            process.kill()
+            process.wait(10)
+        self._processes.clear()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _start(self) -> None:
+        for part in ("mon", "osd"):
+            (self.directory / part).mkdir(parents=True)
+        fsid, osd = str(uuid.uuid4()), str(uuid.uuid4())
+        self._conf.write_text(
+            _CEPH_CONF.format(fsid=fsid, directory=self.directory, port=self.port, mon_port=self._mon_port)
+        )
+        monmap = str(self.directory / "monmap")
+        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v1:127.0.0.1:{self._mon_port}]", monmap)
+        self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
+        self._serve("ceph-mon", "-i", "a", "-f")
+        self._run("ceph", "osd", "new", osd, "0")
+        self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
+        self._serve("ceph-osd", "-i", "0", "-f")
+        self._wait(lambda: "1 up" in self._run("ceph", "osd", "stat"), "the OSD")
+        self._serve("radosgw", "-n", "client.rgw", "-f")
+        self._wait(self._answers, "the gateway")
+        self._run(
+            *("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=test", "--display-name=test"),
+            *(f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"),
+        )
+
+    @property
+    def _conf(self) -> Path:
+        return self.directory / "ceph.conf"
+
+    def _run(self, program: str, *arguments: str) -> str:
+        result = subprocess.run(
+            [program, "-c", str(self._conf), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=START_LIMIT,
+            check=False,
+        )
+        assert result.returncode == 0, f"{program} {arguments}: {result.stdout}{result.stderr}"
+        return result.stdout
+
+    def _serve(self, program: str, *arguments: str) -> None:
+        with (self.directory / f"{program}.out").open("wb") as out:
+            self._processes.append(
+                subprocess.Popen(
+                    [program, "-c", str(self._conf), *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            )
+
+    def _wait(self, condition, what: str) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while not condition():
+            for process in self._processes:
+                assert process.poll() is None, f"{process.args[0]} ended:\n{self._logs()}"
+            assert time.monotonic() < deadline, f"{what} did not come up:\n{self._logs()}"
+            time.sleep(0.05)  # polling interval
+
+    def _logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.out"))
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status < 500
+        except OSError:
+            return False
+        finally:
+            connection.close()
