@@ -39,6 +39,7 @@ from layerfs.errors import (
     UnsupportedDigestAlgorithm,
 )
 from layerfs.jws import attach
+from layerfs.layername import LayerName
 from layerfs.manifest import (
     MANIFEST_LIMIT,
     NO_URLS,
@@ -48,6 +49,7 @@ from layerfs.manifest import (
     UrlRules,
     guess_media_type,
     parse_manifest,
+    tarsum_in,
 )
 from layerfs.names import check_repository_name, check_tag
 from layerfs.registry.blobs import BlobInfo, BlobStore
@@ -161,12 +163,14 @@ class ManifestService:
     async def reachable(self, digests: Iterable[Digest]) -> frozenset[Digest]:
         """These manifests and all that they refer to: configs, layers, other manifests, and what those refer to.
 
-        What is not there, or is no manifest, is named, and refers to nothing. A `subject` is not followed: it may be
-        anywhere. Each manifest is read once.
+        What is not there, or is no manifest, is named, and refers to nothing. A layer that goes by another name than
+        its canonical digest is there by that one too. A `subject` is not followed: it may be anywhere. Each manifest is
+        read once.
         Raises `ManifestReferencesTooMany` beyond `REACHABLE_LIMIT` of them, or `DEPTH_LIMIT` levels, rather than say of
         anything that it is not reachable.
         """
         reached = set(digests)
+        aliases: set[LayerName] = set()
         read: set[Digest] = set()
         level = list(reached)
         for _ in range(DEPTH_LIMIT):
@@ -175,13 +179,14 @@ class ManifestService:
             for batch in _batches(await self._present(level)):
                 for _, content in await self._read(batch):
                     references = await self._references(content)
-                    reached.update(references.all)
+                    reached.update(references.digests)
+                    aliases.update(references.aliases)
                     manifests.update(dict.fromkeys(references.manifests))
-                    if len(reached) > REACHABLE_LIMIT:
+                    if len(reached) + len(aliases) > REACHABLE_LIMIT:
                         raise ManifestReferencesTooMany(self.name, f"they are more than {REACHABLE_LIMIT}")
             level = [digest for digest in manifests if digest not in read]
             if not level:
-                return frozenset(reached)
+                return frozenset(reached.union(await self._canonical(list(aliases))))
         raise ManifestReferencesTooMany(self.name, f"indexes in indexes, more than {DEPTH_LIMIT} levels deep")
 
     async def get(self, digest: Digest) -> Manifest:
@@ -383,6 +388,13 @@ class ManifestService:
             return _NOTHING
         raise content
 
+    async def _canonical(self, aliases: Sequence[LayerName]) -> Digests:
+        """The digests that layers are stored by which go by these other names here."""
+        if not aliases:
+            return []
+        links = await read_links(self._driver, [LayerLink(self.name, alias).path for alias in aliases])
+        return [link for link in links if not _is_missing(link) and isinstance(link, Digest)]
+
     async def _present(self, digests: Sequence[Digest]) -> Infos:
         """Those that are there."""
         infos: Infos = []
@@ -443,13 +455,14 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Reached:
-    """What a manifest refers to: all of it, and those that are manifests."""
+    """What a manifest refers to; `manifests` are those that are, `aliases` names of layers but canonical digests."""
 
-    all: frozenset[Digest]
+    digests: tuple[Digest, ...]
     manifests: tuple[Digest, ...]
+    aliases: tuple[LayerName, ...]
 
 
-_NOTHING: Final = _Reached(frozenset(), ())
+_NOTHING: Final = _Reached((), (), ())
 
 
 def _reached(content: bytes) -> _Reached:
@@ -457,7 +470,10 @@ def _reached(content: bytes) -> _Reached:
         parsed = parse_manifest(content)
     except InvalidManifest:
         return _NOTHING
-    return _Reached(frozenset(entry.digest for entry in parsed.descriptors), parsed.references().manifests)
+    digests = tuple(entry.digest for entry in parsed.descriptors)
+    tarsums = [tarsum for entry in parsed.entries if (tarsum := tarsum_in(entry)) is not None]
+    aliases = [digest for digest in digests if not digest.is_canonical]
+    return _Reached(digests, parsed.references().manifests, (*aliases, *tarsums))
 
 
 def _children_first(judged: Sequence[Judged]) -> Manifests:

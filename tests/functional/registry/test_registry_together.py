@@ -12,7 +12,7 @@ import trio
 from harness import images
 from harness.faulty_driver import Disk, Fault, FaultyDriver
 from harness.images import describe, docker_image, docker_list, encode, oci_image, oci_index, schema1
-from harness.invariants import blob_path
+from harness.invariants import blob_path, link_path
 from harness.stored_manifests import (
     NAME,
     REPOSITORIES,
@@ -531,6 +531,22 @@ async def test_what_other_kinds_reach(manifests: ManifestService, driver: Storag
     assert await manifests.reachable([name_of(foreign)]) == digests(foreign, CONFIG, b"elsewhere") | {
         Digest.parse(sha512)
     }
+
+
+@pytest.mark.parametrize("name", [images.digest(LAYER, "sha512"), f"tarsum.v1+sha256:{'ab' * 32}"])
+async def test_a_layer_by_another_name(manifests: ManifestService, driver: StorageDriver, name: str) -> None:
+    """Is reached by its canonical digest too: that link must not be taken for unused."""
+    layer = describe(LAYER, images.OCI_LAYER) | {"digest": name}
+    image = encode(schema1([OTHER_LAYER]) | {"fsLayers": [{"blobSum": name}]})
+    if name.startswith("sha512"):
+        image = encode(oci_image(CONFIG) | {"layers": [layer]})
+    await store(driver, image)
+    assert name_of(LAYER) not in await manifests.reachable([name_of(image)])
+    await driver.put_content(link_path(NAME, name), images.digest(LAYER).encode())
+    assert name_of(LAYER) in await manifests.reachable([name_of(image)])
+    refused = Registry(Refusing(driver, link_path(NAME, name))).repository(NAME).manifests
+    with pytest.raises(AccessDenied):
+        await refused.reachable([name_of(image)])
 
 
 async def test_a_subject_is_not_reached(manifests: ManifestService, driver: StorageDriver) -> None:
