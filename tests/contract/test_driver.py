@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 import trio
-from harness.drivers import APPENDING, DRIVERS, RANDOM_WRITING, WITHOUT_DIRECTORIES
+from harness.drivers import APPENDING, DRIVERS, OBJECT_STORES, ONLY_APPENDING, RANDOM_WRITING, WITHOUT_DIRECTORIES
 
 from layerfs.driver.interface import Capabilities, Entry, StorageDriver
 from layerfs.errors import (
@@ -34,6 +34,9 @@ with_directories = pytest.mark.parametrize(
     "driver", [name for name in DRIVERS if name not in WITHOUT_DIRECTORIES], indirect=True
 )
 without_directories = pytest.mark.parametrize("driver", WITHOUT_DIRECTORIES, indirect=True)
+with_one_thing_at_a_path = pytest.mark.parametrize(
+    "driver", [name for name in DRIVERS if name not in OBJECT_STORES], indirect=True
+)
 
 
 async def content_of(driver: StorageDriver, path: str) -> bytes:
@@ -199,6 +202,7 @@ async def test_content_up_to_the_limit(driver: StorageDriver) -> None:
         await driver.get_content("/a", limit=4)
 
 
+@with_one_thing_at_a_path
 async def test_content_cannot_replace_a_directory(driver: StorageDriver) -> None:
     """The directory stays as it is, without left-overs beside it."""
     await driver.put_content("/a/b", b"content")
@@ -206,6 +210,23 @@ async def test_content_cannot_replace_a_directory(driver: StorageDriver) -> None
         await driver.put_content("/a", b"")
     assert await names_in(driver, "/") == ["a"]
     assert await names_in(driver, "/a") == ["b"]
+
+
+@pytest.mark.parametrize("driver", OBJECT_STORES, indirect=True)
+async def test_a_file_beside_a_directory_of_the_same_name(driver: StorageDriver) -> None:
+    """Keys know no directories. The file is seen, nothing is lost, and both are deleted together."""
+    await driver.put_content("/a/b", b"below")
+    await driver.put_content("/a", b"content")
+    await driver.put_content("/a-c", b"neighbour")
+    assert await content_of(driver, "/a") == b"content"
+    assert await content_of(driver, "/a/b") == b"below"
+    assert not (await driver.stat("/a")).is_directory
+    assert sorted(await driver.list("/"), key=lambda entry: entry.name) == [Entry("a", False), Entry("a-c", False)]
+    assert await names_in(driver, "/a") == ["b"]
+    await driver.delete("/a")
+    assert await names_in(driver, "/") == ["a-c"]
+    with pytest.raises(PathNotFound):
+        await driver.stat("/a/b")
 
 
 @with_directories
@@ -512,15 +533,22 @@ async def test_a_writer_that_does_not_append_empties_the_file(driver: StorageDri
 
 @appending
 async def test_no_writer_for_a_directory(driver: StorageDriver) -> None:
-    """Nor below a file."""
+    """What is in it stays."""
     await driver.put_content("/a/b", b"content")
     with pytest.raises(NotRegularFile):
         await driver.writer("/a", append=True)
     with pytest.raises(NotRegularFile):
         await driver.writer("/a", append=False)
-    with pytest.raises(PathNotFound):
-        await driver.writer("/a/b/c", append=True)
     assert await content_of(driver, "/a/b") == b"content"
+
+
+@pytest.mark.parametrize("driver", [name for name in APPENDING if name not in OBJECT_STORES], indirect=True)
+async def test_no_writer_below_a_file(driver: StorageDriver) -> None:
+    """The file stays as it is."""
+    await driver.put_content("/a", b"content")
+    with pytest.raises(PathNotFound):
+        await driver.writer("/a/b", append=True)
+    assert await content_of(driver, "/a") == b"content"
 
 
 @appending
@@ -654,7 +682,7 @@ async def test_every_way_of_writing_notices_others(driver: StorageDriver) -> Non
     assert await content_of(driver, "/a") == b"x123456789"
 
 
-@pytest.mark.parametrize("driver", ["fsspec-memory", "fsspec-file"], indirect=True)
+@pytest.mark.parametrize("driver", ONLY_APPENDING, indirect=True)
 async def test_a_driver_without_random_writes_only_appends(driver: StorageDriver) -> None:
     """It says so, and nothing has changed."""
     assert not driver.capabilities.random_writes
@@ -740,14 +768,26 @@ async def test_publish_an_empty_file(driver: StorageDriver) -> None:
 async def test_publish_checks_the_destination(driver: StorageDriver) -> None:
     """A bad destination changes nothing, and a good one can be given afterwards."""
     await driver.put_content("/upload", b"content")
-    await driver.put_content("/directory/file", b"")
     async with await driver.seal("/upload") as sealed:
         with pytest.raises(InvalidPath):
             await sealed.publish("blob")
         with pytest.raises(NotRegularFile):
+            await sealed.publish("/")
+        await sealed.publish("/blob")
+    assert await content_of(driver, "/blob") == b"content"
+
+
+@with_one_thing_at_a_path
+async def test_publish_over_a_directory(driver: StorageDriver) -> None:
+    """Neither over it nor into it, and another destination can be given afterwards."""
+    await driver.put_content("/upload", b"content")
+    await driver.put_content("/directory/file", b"")
+    async with await driver.seal("/upload") as sealed:
+        with pytest.raises(NotRegularFile):
             await sealed.publish("/directory")
         await sealed.publish("/blob")
     assert await content_of(driver, "/blob") == b"content"
+    assert await names_in(driver, "/directory") == ["file"]
 
 
 async def test_a_file_that_was_not_published_is_as_before(driver: StorageDriver) -> None:

@@ -6,15 +6,24 @@ real monitor, a real OSD and a real gateway: what it answers is what Ceph answer
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import http.client
 import shutil
 import subprocess
+import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
+
+import botocore.config
+import botocore.session
 
 from harness.fixture import free_port
+from layerfs.driver.s3_options import S3Options
 
 ACCESS_KEY: Final = "test"
 SECRET_KEY: Final = "testsecret"  # noqa: S105 - of a store that lives for a minute
@@ -60,6 +69,8 @@ mon data avail warn = 2
 mon addr = v1:127.0.0.1:{mon_port}
 [osd]
 osd data = {directory}/osd
+osd class update on start = false
+osd crush update on start = false
 osd objectstore = memstore
 memstore device bytes = 4294967296
 osd op num shards = 2
@@ -78,6 +89,10 @@ rgw gc processor max time = 5
 rgw gc max objs = 8
 debug rgw = 0
 """
+
+
+class CommandFailed(Exception):
+    """A program of Ceph did not do what it was to do."""
 
 
 class RadosGateway:
@@ -101,6 +116,29 @@ class RadosGateway:
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    @functools.cached_property
+    def client(self) -> Any:
+        """A client of the SDK, to look at what is stored without any code of ours."""
+        config = botocore.config.Config(s3={"addressing_style": "path"})
+        return botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=config,
+        )
+
+    def options(self, prefix: str, **more: Any) -> S3Options:
+        """The options of a driver for a prefix in the bucket; `endpoint_url` can be that of something in between."""
+        given = {
+            "endpoint_url": self.endpoint,
+            "access_key_id": ACCESS_KEY,
+            "secret_access_key": SECRET_KEY,
+            "region": "us-east-1",
+        }
+        return S3Options(bucket=BUCKET, root_prefix=prefix, **(given | more))
 
     def __enter__(self) -> Self:
         try:
@@ -128,20 +166,29 @@ class RadosGateway:
         self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v1:127.0.0.1:{self._mon_port}]", monmap)
         self._run("ceph-mon", "--mkfs", "-i", "a", "--monmap", monmap)
         self._serve("ceph-mon", "-i", "a", "-f")
-        self._run("ceph", "osd", "new", osd, "0")
+        self._command("osd", "new", osd, "0")
+        self._command("osd", "crush", "add", "osd.0", "1", "root=default", "host=localhost")
         self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd)
         self._serve("ceph-osd", "-i", "0", "-f")
-        self._wait(lambda: "1 up" in self._run("ceph", "osd", "stat"), "the OSD")
+        self._wait(lambda: "1 up" in self._command("osd", "stat"), "the OSD")
         self._serve("radosgw", "-n", "client.rgw", "-f")
         self._wait(self._answers, "the gateway")
         self._run(
             *("radosgw-admin", "-n", "client.rgw", "user", "create", "--uid=test", "--display-name=test"),
             *(f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}"),
         )
+        self.client.create_bucket(Bucket=BUCKET)
 
     @property
     def _conf(self) -> Path:
         return self.directory / "ceph.conf"
+
+    def _command(self, *words: str) -> str:
+        """Gives the monitor a command. It refuses now and then (EPERM) when it comes before the map it belongs to."""
+        for _ in range(20):
+            with contextlib.suppress(CommandFailed):
+                return self._run("ceph", *words)
+        return self._run("ceph", *words)
 
     def _run(self, program: str, *arguments: str) -> str:
         result = subprocess.run(
@@ -151,14 +198,16 @@ class RadosGateway:
             timeout=START_LIMIT,
             check=False,
         )
-        assert result.returncode == 0, f"{program} {arguments}: {result.stdout}{result.stderr}"
+        if result.returncode:
+            raise CommandFailed(f"{program} {arguments}: {result.stdout}{result.stderr}")
         return result.stdout
 
     def _serve(self, program: str, *arguments: str) -> None:
         with (self.directory / f"{program}.out").open("wb") as out:
             self._processes.append(
                 subprocess.Popen(
-                    [program, "-c", str(self._conf), *arguments],
+                    # Also when the tests are killed nothing of it stays.
+                    ["setpriv", "--pdeathsig", "KILL", program, "-c", str(self._conf), *arguments],
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
@@ -166,7 +215,7 @@ class RadosGateway:
                 )
             )
 
-    def _wait(self, condition, what: str) -> None:
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + START_LIMIT
         while not condition():
             for process in self._processes:
@@ -186,3 +235,11 @@ class RadosGateway:
             return False
         finally:
             connection.close()
+
+
+@functools.cache
+def gateway() -> RadosGateway:
+    """The gateway of this process, started by whoever asks first, and gone when the process ends."""
+    started = RadosGateway(Path(tempfile.mkdtemp(prefix="layerfs-rgw-"))).__enter__()
+    atexit.register(started.__exit__)
+    return started
