@@ -30,9 +30,7 @@ from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
-
-#: Bytes of `startedat` that are read; a time in RFC 3339 has at most 35.
-_STARTED_AT_LIMIT: Final = 64
+from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +154,7 @@ class UploadStore:
 
     async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
         places = [UploadDirectory(name, uuid) for uuid in uuids]
-        started = await self.driver.get_contents([place.started_at for place in places], limit=_STARTED_AT_LIMIT)
+        started = await self.driver.get_contents([place.started_at for place in places], limit=STARTED_AT_LIMIT)
         names = await self.driver.get_contents([place.file_name for place in places], limit=FILE_NAME_LENGTH)
         data = await self.driver.stat_many([place.data for place in places])
         return [
@@ -186,7 +184,8 @@ def _upload_info(
     if isinstance(data, FileInfo):
         size, modified_at = data.size, data.modified_at
     shown = _parse_file_name(file_name) or place.uuid
-    return UploadInfo(place.name, place.uuid, shown, _parse_time(started_at), size, modified_at)
+    time = None if isinstance(started_at, DriverError) else parse_rfc3339(started_at)
+    return UploadInfo(place.name, place.uuid, shown, time, size, modified_at)
 
 
 def _parse_file_name(content: bytes | DriverError) -> str | None:
@@ -196,13 +195,3 @@ def _parse_file_name(content: bytes | DriverError) -> str | None:
         return check_upload_name(content.decode())
     except (UnicodeDecodeError, InvalidUploadName):
         return None
-
-
-def _parse_time(content: bytes | DriverError) -> datetime | None:
-    if isinstance(content, DriverError):
-        return None
-    try:
-        time = datetime.fromisoformat(content.decode("ascii"))
-    except ValueError:
-        return None
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

@@ -21,8 +21,8 @@ from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNot
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.look import BATCH, Look
-from layerfs.registry.maintenance.times import STARTED_AT_LIMIT, parse_rfc3339
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
+from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
 
 _STATE_MAGIC: Final = b"sha\x03"
 _BLOCK: Final = 64

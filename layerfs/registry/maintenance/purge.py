@@ -19,9 +19,9 @@ from typing import Final
 
 from layerfs.driver.interface import FileInfo, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
-from layerfs.registry.maintenance.times import STARTED_AT_LIMIT, parse_rfc3339, time_of
 from layerfs.registry.paths import REPOSITORIES, RepositoryDirectory, UploadDirectory
 from layerfs.registry.registry import Registry
+from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339, time_of
 
 #: What registries purge by default.
 DEFAULT_AGE: Final = timedelta(hours=168)

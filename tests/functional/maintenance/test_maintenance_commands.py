@@ -10,11 +10,12 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from harness.commands import run
 from harness.mount import COMMAND
-from harness.storage import Storage, digest_of, snapshot
+from harness.storage import Entry, Storage, copy_tree, digest_of, snapshot
 
 CLEAN, FAULTS, FAILED, USAGE = 0, 4, 8, 16
 
@@ -74,9 +75,25 @@ def test_check_says_nothing_of_clean_storage(fixture_trees: Path, options: list[
     assert (result.returncode, result.stdout, result.stderr) == (CLEAN, "", "")
 
 
-def test_check_prints_a_line_for_each_fault(fixture_trees: Path) -> None:
+class Checked(NamedTuple):
+    """What a check said, and the storage before and after it."""
+
+    result: subprocess.CompletedProcess[str]
+    before: dict[str, Entry]
+    after: dict[str, Entry]
+
+
+@pytest.fixture(scope="module")
+def checked(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    """A check of everything that is wrong."""
+    root = copy_tree(fixture_trees / "damaged", tmp_path_factory.mktemp("checked") / "damaged")
+    before = snapshot(root)
+    return Checked(check("--deep", root), before, snapshot(root))
+
+
+def test_check_prints_a_line_for_each_fault(checked: Checked, fixture_trees: Path) -> None:
     """Severity, kind and place, as grep wants them; exit code 4."""
-    result = check("--deep", fixture_trees / "damaged")
+    result = checked.result
     assert result.returncode == FAULTS, result.stderr
     lines = {" ".join(line.split()[1:]) for line in result.stdout.splitlines() if line.startswith(("error", "warning"))}
     assert set((fixture_trees / "damaged.txt").read_text().splitlines()) <= lines
@@ -84,7 +101,7 @@ def test_check_prints_a_line_for_each_fault(fixture_trees: Path) -> None:
 
 def test_check_prints_json(fixture_trees: Path) -> None:
     """One object for each fault, and one that sums them up."""
-    result = check("--deep", "--format", "json", fixture_trees / "damaged")
+    result = check("--repository", "base", "--format", "json", fixture_trees / "damaged")
     *faults, summary = [json.loads(line) for line in result.stdout.splitlines()]
     assert {fault["type"] for fault in faults} == {"fault"}
     assert (summary["type"], summary["faults"], sum(summary["kinds"].values())) == ("summary", len(faults), len(faults))
@@ -98,12 +115,9 @@ def test_check_sums_up_nothing_in_json(registry: Storage) -> None:
     assert json.loads(result.stdout) == {"type": "summary", "faults": 0, "errors": 0, "warnings": 0, "kinds": {}}
 
 
-def test_check_changes_nothing(storage_copy: Callable[[str], Storage]) -> None:
+def test_check_changes_nothing(checked: Checked) -> None:
     """Not a byte, whatever is wrong."""
-    storage = storage_copy("damaged")
-    before = snapshot(storage.root)
-    check("--deep", storage.root)
-    assert snapshot(storage.root) == before
+    assert checked.before == checked.after
 
 
 def test_check_of_one_repository(fixture_trees: Path) -> None:

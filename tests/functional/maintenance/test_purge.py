@@ -17,7 +17,7 @@ from layerfs.driver.memory import MemoryDriver
 from layerfs.errors import AccessDenied
 from layerfs.registry import Registry
 from layerfs.registry.maintenance import FailedUpload, KeptUpload, PurgedUpload, purge_uploads
-from layerfs.registry.maintenance.times import parse_rfc3339
+from layerfs.registry.times import parse_rfc3339
 
 WEEK = timedelta(hours=168)
 OTHER = "01890a5d-ac96-774b-bcce-b302099a8057"

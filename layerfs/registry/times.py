@@ -17,8 +17,8 @@ _RFC3339: Final = re.compile(
 def parse_rfc3339(content: bytes) -> datetime | None:
     """The time that `content` is, in any of the forms of RFC 3339; None if it is none.
 
-    Nothing may stand around it: a registry does not understand a time with a newline behind it either. The second 60
-    is the first of the next minute, digits beyond microseconds are cut off.
+    Nothing may stand around it: a registry does not understand a time with a newline behind it either. Its offset is
+    that of the text. The second 60 is the first of the next minute, digits beyond microseconds are cut off.
     """
     match = _RFC3339.fullmatch(content.decode("ascii", "replace"))
     if match is None:
@@ -29,9 +29,12 @@ def parse_rfc3339(content: bytes) -> datetime | None:
     microsecond = int((match[7] or "0")[:6].ljust(6, "0"))
     try:
         time = datetime(year, month, day, hour, minute, tzinfo=_zone(match))
-        return (time + timedelta(seconds=second, microseconds=microsecond)).astimezone(UTC)
+        time += timedelta(seconds=second, microseconds=microsecond)
+        # One that is none in UTC cannot be compared with others.
+        time.astimezone(UTC)
     except (ValueError, OverflowError):
         return None
+    return time
 
 
 def _zone(match: re.Match[str]) -> timezone:
