@@ -278,6 +278,16 @@ class LayerUploadUnknown(LayerfsError):
         self.uuid = uuid
 
 
+class BlobInUse(LayerfsError):
+    """A blob that was to be removed as garbage, and is none, or may be part of what is just being pushed."""
+
+    def __init__(self, name: str, digest: object, reason: str) -> None:
+        super().__init__(f"{digest} is not removed from repository {name!r}: {reason}")
+        self.name = name
+        self.digest = digest
+        self.reason = reason
+
+
 class LayerUploadInvalid(LayerfsError):
     """An upload in storage that cannot be used as it is (its `startedat` is no time, say)."""
 

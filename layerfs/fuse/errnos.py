@@ -56,6 +56,7 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     errors.LayerUploadUnknown: errno.ENOENT,
     errors.LayerUploadInvalid: errno.EINVAL,
     errors.LayerUploadBusy: errno.EBUSY,
+    errors.BlobInUse: errno.EBUSY,
     errors.LayerInvalidDigest: errno.EBADMSG,
     errors.LayerInvalidLength: errno.EINVAL,
     errors.LayerTarSumVersionUnsupported: errno.EINVAL,

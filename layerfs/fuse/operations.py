@@ -12,6 +12,7 @@ from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, Set
 
 from layerfs.errors import DeadlineExceeded, InvalidArgument, NotPermitted
 from layerfs.fuse.guard import GuardedOperations
+from layerfs.view.caller import set_calling_thread
 from layerfs.view.nodes import Attributes, Handle, HandleId, Ino
 from layerfs.view.tree import Tree
 
@@ -145,6 +146,7 @@ class Operations(GuardedOperations):
     ) -> None:
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise InvalidArgument("files here cannot be exchanged")
+        set_calling_thread(ctx.pid)
         replace = not flags & pyfuse3.RENAME_NOREPLACE
         await self._tree.rename(Ino(parent_old), name_old, Ino(parent_new), name_new, replace=replace)
 
@@ -172,6 +174,7 @@ class Operations(GuardedOperations):
         return _file_info(number, handle), self._entry(ino, attributes)
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        set_calling_thread(ctx.pid)
         return _file_info(*await self._tree.open(Ino(inode), flags))
 
     async def read(self, fh: int, off: int, size: int) -> bytes:

@@ -20,6 +20,9 @@ HandleId = NewType("HandleId", int)
 #: The directory of a repository that storage has no directory for: there tags are in `_manifests`.
 TAGS: Final = "_tags"
 
+#: The directory of a repository that shows it as an OCI image layout; storage has nothing like it.
+OCI: Final = "_oci"
+
 #: Seconds for which the kernel may keep what can never change.
 IMMUTABLE_TIMEOUT: Final = 4 * 3600.0
 

@@ -10,15 +10,15 @@ from layerfs.names import check_repository_name, is_stored_component
 from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
 from layerfs.view.control import CONTROL, ControlDirectory
 from layerfs.view.layers import LayersDirectory
-from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.manifests import ManifestsDirectory
-from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Node, directory_attributes, no_entry
-from layerfs.view.state import MountState
+from layerfs.view.nodes import OCI, TAGS, Attributes, Directory, DirectoryEntry, Node, directory_attributes, no_entry
+from layerfs.view.oci.layout import LayoutDirectory
+from layerfs.view.oci.state import Layouts
 from layerfs.view.tags import TagsDirectory
 from layerfs.view.uploads import UploadsDirectory
 
 #: What every repository has in it, besides other repositories.
-_OWN_DIRECTORIES: Final = (LAYERS, MANIFESTS, TAGS, UPLOADS)
+_OWN_DIRECTORIES: Final = (LAYERS, MANIFESTS, TAGS, UPLOADS, OCI)
 
 
 class RepositoryDirectory(Directory):
@@ -28,10 +28,11 @@ class RepositoryDirectory(Directory):
     are repositories: so a name that was only a beginning can be uploaded to.
     """
 
-    def __init__(self, state: MountState, uploads: LiveUploads, control: ControlDirectory, name: str) -> None:
+    def __init__(self, layouts: Layouts, control: ControlDirectory, name: str) -> None:
         self.path = self._name = name
-        self._state = state
-        self._uploads = uploads
+        self._state = layouts.state
+        self._uploads = layouts.uploads
+        self._layouts = layouts
         self._control = control
 
     @property
@@ -125,7 +126,7 @@ class RepositoryDirectory(Directory):
 
     def _child(self, component: str) -> RepositoryDirectory:
         name = self._child_name(component)
-        return RepositoryDirectory(self._state, self._uploads, self._control, name)
+        return RepositoryDirectory(self._layouts, self._control, name)
 
     def _own_directory(self, name: str) -> Directory:
         uploads = UploadsDirectory(self._uploads, self._name)
@@ -135,6 +136,8 @@ class RepositoryDirectory(Directory):
             return ManifestsDirectory(self._state, uploads, self._name)
         if name == TAGS:
             return TagsDirectory(self._state, uploads, self._name)
+        if name == OCI:
+            return LayoutDirectory(self._layouts, self._name)
         return uploads
 
     def _attributes(self) -> Attributes:

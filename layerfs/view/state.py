@@ -15,6 +15,7 @@ import trio
 
 from layerfs.digest import Digest
 from layerfs.errors import LayerfsError, ReadOnlyMount
+from layerfs.oci import IndexEntry
 from layerfs.registry import LayerService, Registry, UploadInfo
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.tags import TagService
@@ -114,6 +115,7 @@ class MountState:
         self.read_ahead = ReadAheadBudget()
         self.manifest_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.tag_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
+        self.index_listings: ExpiringListings[IndexEntry] = ExpiringListings(options.metadata_ttl)
         #: Told when a file has become another one, an upload a layer. Set by the tree.
         self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005
         self._nursery = nursery
@@ -145,6 +147,7 @@ class MountState:
         """The manifests or tags of repository `name` are others now."""
         self.manifest_listings.forget(name)
         self.tag_listings.forget(name)
+        self.index_listings.forget(name)
 
     def permissions(self, mode: int) -> int:
         """`mode` without what the mount's umask takes away."""

@@ -31,6 +31,7 @@ from layerfs.view.handles import DirectorySnapshot, HandleTable
 from layerfs.view.inodes import ROOT_INO, InodeTable
 from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, HandleId, Ino, Node
+from layerfs.view.oci.state import Layouts
 from layerfs.view.repositories import RepositoryDirectory
 from layerfs.view.state import MountState, TreeOptions
 
@@ -56,7 +57,7 @@ class Tree:
         self._state = MountState(registry, options, nursery)
         self._uploads = LiveUploads(self._state)
         control = ControlDirectory(self._state, self.status)
-        self._inodes = InodeTable(RepositoryDirectory(self._state, self._uploads, control, ""))
+        self._inodes = InodeTable(RepositoryDirectory(Layouts(self._state, self._uploads), control, ""))
         self._state.became = self._inodes.rebind
         self._handles: HandleTable[Handle] = HandleTable(options.max_handles)
         self._directories: HandleTable[DirectorySnapshot] = HandleTable(options.max_handles)
