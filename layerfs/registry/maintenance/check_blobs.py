@@ -24,6 +24,12 @@ from layerfs.registry.paths import BLOBS, BlobData
 #: Bytes read and hashed in one go: enough for the disk, little enough to be cancelled soon.
 _CHUNK: Final = 4 << 20
 
+#: What the file of every blob is called.
+_DATA: Final = "data"
+
+#: Directories inside one another that are looked at below a blob's, where there should be none.
+_DEPTH: Final = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -44,16 +50,31 @@ class BlobWalk:
 
     async def run(self) -> AsyncGenerator[list[Stored], None]:
         """All blobs, in batches."""
-        for algorithm in await self._look.list(BLOBS):
-            for prefix in await self._look.list(f"{BLOBS}/{algorithm.name}"):
-                directory = f"{BLOBS}/{algorithm.name}/{prefix.name}"
-                names = [entry.name for entry in await self._look.list(directory) if entry.is_directory]
-                for start in range(0, len(names), BATCH):
-                    places = [_place(directory, name) for name in names[start : start + BATCH]]
+        for algorithm in await self._directories_in(BLOBS):
+            for prefix in await self._directories_in(algorithm):
+                directories = await self._directories_in(prefix)
+                for start in range(0, len(directories), BATCH):
+                    places = [_place(directory) for directory in directories[start : start + BATCH]]
                     yield await self._stat(places)
 
+    async def _directories_in(self, directory: str) -> list[str]:
+        """The paths of those in a directory where no blob can be: a file of that name there is noted."""
+        entries = await self._look.list(directory)
+        if any(entry.name == _DATA and not entry.is_directory for entry in entries):
+            self._look.faults.append(Fault(FaultKind.MISPLACED_BLOB, f"{directory}/{_DATA}"))
+        return [f"{directory}/{entry.name}" for entry in entries if entry.is_directory]
+
+    async def _look_below(self, directory: str) -> None:
+        """Notes what lies too deep to be a blob. Where there are no directories, finding that would cost a walk."""
+        waiting = [directory]
+        for _ in range(_DEPTH):
+            waiting = [below for each in waiting for below in await self._directories_in(each)]
+
     async def _stat(self, places: Sequence[Fault]) -> list[Stored]:
-        await self._look.find_temporary(places)
+        for place, entries in zip(places, await self._look.find_temporary(places), strict=True):
+            for entry in entries:
+                if entry.is_directory:
+                    await self._look_below(f"{place.path.removesuffix(_DATA)}{entry.name}")
         blobs = []
         for place, info in zip(
             places, await self._look.driver.stat_many([place.path for place in places]), strict=True
@@ -68,10 +89,10 @@ class BlobWalk:
         return blobs
 
 
-def _place(directory: str, name: str) -> Fault:
+def _place(directory: str) -> Fault:
     """Where the blob in a directory is, with its digest unless that is none, or belongs elsewhere."""
-    path = f"{directory}/{name}/data"
-    algorithm = directory.split("/")[-2]
+    path = f"{directory}/{_DATA}"
+    algorithm, _, name = directory.split("/")[-3:]
     digest = Digest.parse_or_none(f"{algorithm}:{name}")
     if digest is not None and BlobData(digest).path != path:
         digest = None

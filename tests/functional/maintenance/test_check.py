@@ -22,6 +22,7 @@ from harness.handmade import (
     MANIFEST,
     REPOSITORIES,
     UUID,
+    V2,
     Tree,
     ago,
     describe,
@@ -268,6 +269,20 @@ async def misplace(tree: Tree) -> str:
     return f"{BLOBS}/ab/xyz/data"
 
 
+#: Where a `data` stops a registry's garbage collection, though nobody ever puts one there.
+MISPLACED = [
+    "data",
+    "foo/data",
+    "sha256/data",
+    "sha256/ab/data",
+    f"sha256/ab/{HEX}/data",
+    f"md5/{HEX[:2]}/{HEX}/data",
+    f"sha256/{sha256(LAYER)[:2]}/{sha256(LAYER)}/more/data",
+    f"sha256/{sha256(LAYER)[:2]}/{sha256(LAYER)}/more/and/more/data",
+    f"tarsum/v1/sha256/{HEX[:2]}/{HEX}/data",
+]
+
+
 def state(count: int) -> bytes:
     """Something in the form of the hash state of that many bytes."""
     return b"sha\x03" + bytes(32) + b"x" * (count % 64) + bytes(64 - count % 64) + struct.pack(">Q", count)
@@ -354,6 +369,23 @@ async def test_a_true_hash_state_is_no_fault(tree: Tree, registry: Registry) -> 
     await tree.put_upload("team/app", started_at=ago(days=1), data=data, n10000000=state_of(data))
     await tree.put_upload("other", started_at=ago(days=1), data=None, n0=state_of(b""))
     assert await kinds_of(registry, deep=True) == []
+
+
+@pytest.mark.parametrize("place", MISPLACED)
+async def test_a_misplaced_blob_is_found_anywhere(tree: Tree, registry: Registry, place: str) -> None:
+    """At any depth: a registry looks at every file of that name."""
+    path = f"{V2}/blobs/{place}"
+    await tree.put(path, "what")
+    for deep in (False, True):
+        assert await kinds_of(registry, deep=deep) == [("misplaced-blob", path)]
+
+
+async def test_other_files_among_blobs_are_no_faults(tree: Tree, registry: Registry) -> None:
+    """Nobody looks at them."""
+    for place in ("README", "sha256/.directory", f"sha256/{sha256(LAYER)[:2]}/{sha256(LAYER)}/notes"):
+        await tree.put(f"{V2}/blobs/{place}", "what")
+    await tree.driver.make_directory(f"{V2}/blobs/sha256/ab/{HEX}/data")
+    assert await kinds_of(registry) == []
 
 
 async def test_a_blob_of_wrong_size_is_not_found_twice(tree: Tree, registry: Registry) -> None:
