@@ -36,4 +36,4 @@ class ReadOnlyDirectory(Directory):
 
     def refuse(self, name: str) -> NoReturn:
         """The error for a change of `name` here."""
-        raise ReadOnlyMount(f"{self.path}/{name}: {self.path} can be read only, on every mount")
+        raise ReadOnlyMount(f"{name!r}: {self.path} can be read only, on every mount")

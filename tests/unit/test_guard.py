@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pyfuse3
@@ -288,6 +289,12 @@ names = st.one_of(
 ).filter(lambda name: b"/" not in name and b"\0" not in name)
 
 
+OWN_DIRECTORIES = (b"_layers", b"_manifests", b"_oci", b"_tags", b"_uploads")
+
+#: What the kernel says of the thread that calls, as far as it is looked at; 0 is one that it cannot name.
+CALLER = SimpleNamespace(pid=0)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=names)
 def test_no_name_gets_into_the_log_unescaped(caplog: pytest.LogCaptureFixture, name: bytes) -> None:
@@ -302,7 +309,7 @@ def test_no_name_gets_into_the_log_unescaped(caplog: pytest.LogCaptureFixture, n
             tree = Tree(registry, TreeOptions(), nursery)
             operations = Operations(tree, operation_timeout=TIMEOUT)
             repository, _ = await tree.lookup(ROOT_INO, b"a")
-            own = [await tree.lookup(repository, own) for own in (b"_layers", b"_manifests", b"_tags", b"_uploads")]
+            own = [await tree.lookup(repository, own) for own in OWN_DIRECTORIES]
             places = [ROOT_INO, repository, *(ino for ino, _ in own)]
             for place in places:
                 for call in (
@@ -312,7 +319,7 @@ def test_no_name_gets_into_the_log_unescaped(caplog: pytest.LogCaptureFixture, n
                     lambda: operations.rmdir(place, name, None),  # noqa: B023
                     lambda: operations.symlink(place, name, name, None),  # noqa: B023
                     lambda: operations.link(repository, place, name, None),  # noqa: B023
-                    lambda: operations.rename(place, name, repository, name, 0, None),  # noqa: B023
+                    lambda: operations.rename(place, name, repository, name, 0, CALLER),  # noqa: B023
                     lambda: operations.getxattr(place, name, None),  # noqa: B023
                     lambda: operations.setxattr(place, name, b"", None),  # noqa: B023
                 ):

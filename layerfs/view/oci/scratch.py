@@ -91,7 +91,7 @@ class ScratchHolder(Directory):
             target.refuse(new_name)
         if not isinstance(target, ScratchHolder) or target.repository != self.repository:
             raise InvalidArgument(
-                f"{self.path}/{name} can be renamed within the image layout of {self.repository} only, "
+                f"{name!r} in {self.path} can be renamed within the image layout of {self.repository} only, "
                 f"not into {target.path or '/'}"
             )
         if target.key == self.key and new_name == name:

@@ -9,7 +9,7 @@ from harness.shown import Shown, link
 from harness.storage import digest_of
 
 #: What every repository has in it.
-OWN = ["_layers", "_manifests", "_tags", "_uploads"]
+OWN = ["_layers", "_manifests", "_oci", "_tags", "_uploads"]
 
 UUID = "9f2d6c1a-4b0e-4c57-8d3f-2a1b0c9d8e7f"
 
