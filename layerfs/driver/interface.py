@@ -19,6 +19,8 @@ Errors are the `DriverError`s of `layerfs.errors`; no exception of a backend's l
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NewType, Self, TypeAlias, TypeVar
 
-from layerfs.errors import DriverError, InvalidPath
+from layerfs.errors import DriverError, InvalidPath, PathNotFound
 
 #: A value that changes whenever somebody changes a file; None where the backend cannot tell.
 ContentVersion = NewType("ContentVersion", object)
@@ -281,6 +283,15 @@ class StorageDriver(ABC):
     async def get_contents(self, paths: Sequence[str], *, limit: int) -> Contents:
         """`get_content` of each path, in order; an error stands in its place instead of being raised."""
         return [await _result_of(self.get_content(path, limit=limit)) for path in paths]
+
+    async def delete_in_steps(self, *steps: Sequence[str]) -> None:
+        """Deletes what is at all the paths, one step after the other, in any order within a step.
+
+        What is missing is no error. The paths of the last step may hold those of the others.
+        """
+        for path in itertools.chain.from_iterable(steps):
+            with contextlib.suppress(PathNotFound):
+                await self.delete(path)
 
 
 async def _result_of(awaitable: Awaitable[_Result]) -> _Result | DriverError:

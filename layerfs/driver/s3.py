@@ -91,6 +91,10 @@ class S3Driver(StorageDriver):
     async def delete(self, path: str) -> None:
         await self._bridge.call(self._store.delete, check_path(path))
 
+    async def delete_in_steps(self, *steps: Sequence[str]) -> None:
+        checked = [[check_path(path) for path in step] for step in steps]
+        await self._bridge.call(self._store.delete_in_steps, checked)
+
     async def make_directory(self, path: str) -> None:
         check_path(path)
         await trio.lowlevel.checkpoint()

@@ -20,7 +20,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions
 
-from layerfs.driver.s3_errors import error_code, s3_error
+from layerfs.driver.s3_errors import UploadGone, error_code, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MEBIBYTE, S3Options
 from layerfs.errors import (
     AccessDenied,
@@ -404,6 +404,9 @@ class Bucket:
             raise
         except Exception as error:
             failure = s3_error(error, path, store=self.description)
+            if "UploadId" in parameters and isinstance(failure, PathNotFound):
+                # Ceph has the code of a missing object for this too.
+                raise UploadGone(path, f"{self.description} has no such multipart upload any more") from error
             if isinstance(error, exceptions.ClientError) and _is_refusal(error):
                 raise _Refused(path, failure.detail) from error
             raise failure from error

@@ -41,7 +41,6 @@ _BY_CODE: Final[dict[str, tuple[type[DriverError], str]]] = {
     "AuthorizationHeaderMalformed": (AccessDenied, "signed for another region; say region=… or set AWS_REGION"),
     "NoSuchKey": (PathNotFound, ""),
     "NoSuchBucket": (UnknownSource, "there is no such bucket"),
-    "NoSuchUpload": (ContentChanged, "the multipart upload was completed or aborted by somebody else"),
     "InvalidPart": (ContentChanged, "a part of the multipart upload was replaced by somebody else"),
     "InvalidPartOrder": (ContentChanged, "a part of the multipart upload was replaced by somebody else"),
     "PreconditionFailed": (ContentChanged, ""),
@@ -77,6 +76,10 @@ _NO_CREDENTIALS: Final = (
 )
 
 
+class UploadGone(ContentChanged):
+    """A multipart upload that was completed or aborted by somebody else."""
+
+
 def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
     """The error to raise in place of `error`, which a request for `path` met; `store` is the bucket and endpoint."""
     if isinstance(error, exceptions.ClientError):
@@ -94,12 +97,6 @@ def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
         reason = errno.errorcode.get(number, str(number)) if number else type(error).__name__
         return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
     return BackendFailure(path, f"{store}: {type(error).__name__}")
-
-
-def is_gone(error: DriverError) -> bool:
-    """Whether the store said that there is no such multipart upload (any more)."""
-    cause = error.__cause__
-    return isinstance(cause, exceptions.ClientError) and error_code(cause) == "NoSuchUpload"
 
 
 def error_code(error: exceptions.ClientError) -> str:

@@ -330,11 +330,8 @@ class Store:
         self._written.pop(source, None)
 
     async def delete(self, path: str) -> None:
-        if path == "/":
-            raise InvalidPath(path, "the root of the storage stays")
-        for upload in [live for live in self._live.values() if f"{live.path}/".startswith(f"{path}/")]:
-            upload.fence("it was removed")
-            await self.end_writing(upload)
+        _check_may_be_deleted(path)
+        await self._end_uploads_at(path)
         keys = await self._keys_at(path)
         is_file = keys == [self.bucket.key(path)]
         aborted = 0
@@ -343,6 +340,36 @@ class Store:
         await self.bucket.delete_keys(path, keys)
         if not keys and not aborted:
             raise PathNotFound(path)
+
+    async def delete_in_steps(self, steps: Sequence[Sequence[str]]) -> None:
+        """As of the interface. Where the last step is one directory that holds all the others it is listed once."""
+        *_, last = steps
+        paths = [path for step in steps for path in step]
+        if len(last) != 1 or not all(f"{path}/".startswith(f"{last[0]}/") for path in paths):
+            for path in paths:
+                with suppress(PathNotFound):
+                    await self.delete(path)
+            return
+        directory = last[0]
+        _check_may_be_deleted(directory)
+        await self._end_uploads_at(directory)
+        keys = await self._keys_at(directory)
+        if not self._is_sealed_below(directory):
+            await self._abort(directory, await self.bucket.list_uploads(directory, self.bucket.key(directory)))
+        for step in steps:
+            own = [key for key in keys if any(f"{self.bucket.path(key)}/".startswith(f"{path}/") for path in step)]
+            await self.bucket.delete_keys(directory, own)
+            keys = [key for key in keys if key not in own]
+
+    async def _end_uploads_at(self, path: str) -> None:
+        for upload in [live for live in self._live.values() if f"{live.path}/".startswith(f"{path}/")]:
+            upload.fence("it was removed")
+            await self.end_writing(upload)
+
+    def _is_sealed_below(self, directory: str) -> bool:
+        """Whether what was uploaded there is known to be an open upload no more."""
+        data = f"{directory}/data"
+        return data in self._written and self._written[data] is None
 
     async def _keys_at(self, path: str) -> Keys:
         """The keys of a file and of all that is below it, as far as there is anything."""
@@ -373,6 +400,11 @@ def _uploads_of(path: str) -> str | None:
     """The directory of uploads that the data of an upload is in."""
     match = _UPLOAD_DATA.fullmatch(path)
     return match["uploads"] if match is not None else None
+
+
+def _check_may_be_deleted(path: str) -> None:
+    if path == "/":
+        raise InvalidPath(path, "the root of the storage stays")
 
 
 def _check_not_root(path: str) -> None:

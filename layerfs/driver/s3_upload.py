@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from layerfs.driver.s3_bucket import Bucket, OpenUpload, Part, StoredObject, gather
-from layerfs.driver.s3_errors import is_gone
+from layerfs.driver.s3_errors import UploadGone
 from layerfs.driver.s3_options import MOST_PARTS, SMALLEST_PART
 from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNotFound
 
@@ -378,8 +378,10 @@ class S3Upload:
             return state.found
         try:
             return await complete(self._bucket, self.path, state)
-        except DriverError as error:
-            if not state.stray or is_gone(error):
+        except UploadGone:
+            raise
+        except DriverError:
+            if not state.stray:
                 raise
             # Ceph completes all of the parts or none. What comes after the gap is left out when the object is copied.
             every = StoredUpload(state.upload_id, state.parts + state.stray, (), None)

@@ -127,11 +127,9 @@ class UploadStore:
     async def remove(self, name: str, uuid: str) -> None:
         """Deletes all that is stored of an upload. `startedat` goes last, so that it can be repeated after a crash."""
         directory = UploadDirectory(name, uuid)
-        for path in (directory.data, directory.hash_states, directory.started_at, directory.path):
-            try:
-                await self.driver.delete(path)
-            except PathNotFound:
-                continue
+        await self.driver.delete_in_steps(
+            (directory.data, directory.hash_states), (directory.started_at,), (directory.path,)
+        )
 
     async def remove_ghosts(self, name: str) -> None:
         """Deletes what registries leave of cancelled uploads: directories without `startedat` and `data`."""

@@ -940,6 +940,20 @@ async def test_delete_what_is_missing(driver: StorageDriver) -> None:
     assert await names_in(driver, "/") == ["ab"]
 
 
+async def test_delete_in_steps(driver: StorageDriver) -> None:
+    """All of it goes, missing or not, and the neighbours stay."""
+    for path in ("/a/u/data", "/a/u/states/1", "/a/u/states/2", "/a/u/started", "/a/u/name", "/a/v/data", "/a/u-1"):
+        await driver.put_content(path, b"")
+    steps = (("/a/u/data", "/a/u/states"), ("/a/u/started", "/a/u/missing"), ("/a/u",))
+    await driver.delete_in_steps(*steps)
+    assert await names_in(driver, "/a") == ["u-1", "v"]
+    await driver.delete_in_steps(*steps)
+    await driver.delete_in_steps(("/a/u-1",), ("/a/v/data", "/a/missing"))
+    for path in ("/a/u-1", "/a/v/data"):
+        with pytest.raises(PathNotFound):
+            await driver.stat(path)
+
+
 # --- directories ------------------------------------------------------------------------------------------------
 
 
