@@ -81,6 +81,7 @@ class RepositoryCheck:
         await self._check_layers()
         await self._check_revisions()
         await self._check_tags()
+        await self._look.check_strays()
         await check_uploads(self._look, self._name, before=before, deep=deep)
         if self._lacks_blobs:
             self._found(Fault(FaultKind.REPO_WITHOUT_LAYERS, self._directory.path, self._name))
@@ -140,7 +141,7 @@ class RepositoryCheck:
             for digest in digests
         ]
         await self._look.find_temporary(places)
-        await self._mean_signatures(places)
+        await self._check_signatures(places)
         known = len(self._look.faults)
         links = await self._look.read_links(places)
         self._revisions = {fault.digest for fault in self._look.faults[known:] if fault.digest is not None}
@@ -157,13 +158,19 @@ class RepositoryCheck:
         async for place, content in self._read_manifests(good):
             await self._check_manifest(place, content)
 
-    async def _mean_signatures(self, places: Sequence[Fault]) -> None:
+    async def _check_signatures(self, revisions: Sequence[Fault]) -> None:
         """Registries before 2.5 kept each signature of a manifest in a blob, linked from the revision."""
-        directories = [f"{place.path.rpartition('/')[0]}/signatures/sha256" for place in places]
-        for entries in await self._look.list_many(directories):
+        directories = [f"{place.path.rpartition('/')[0]}/signatures/sha256" for place in revisions]
+        places: list[Fault] = []
+        for directory, entries in zip(directories, await self._look.list_many(directories), strict=True):
             for entry in entries:
                 if (digest := Digest.parse_or_none(f"sha256:{entry.name}")) is not None:
                     self._meant.add(digest)
+                    path = f"{directory}/{entry.name}/link"
+                    places.append(Fault(FaultKind.BAD_LINK, path, self._name, digest=digest))
+        for place, link in zip(places, await self._look.read_links(places), strict=True):
+            if link is not None and link != place.digest:
+                self._found(replace(place, detail=f"it leads to {link}"))
 
     async def _read_manifests(
         self, places: Sequence[tuple[Fault, Digest]]

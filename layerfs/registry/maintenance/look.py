@@ -20,12 +20,16 @@ BATCH: Final = 512
 
 _SUFFIX: Final = ".tmp"
 
+#: Directories inside one another that are looked at where nobody has put any.
+_DEPTH: Final = 16
+
 
 # Named here because inside `Look` the word `list` is its method.
 Listings: TypeAlias = list[Entries]
 Digests: TypeAlias = list[Digest]
 LayerNames: TypeAlias = list[LayerName]
 Links: TypeAlias = list[Digest | None]
+Strays: TypeAlias = list[str]
 
 
 class Look:
@@ -37,6 +41,8 @@ class Look:
         #: How many places could not be looked at.
         self.unreadables = 0
         self._limiter = trio.CapacityLimiter(jobs)
+        # Directories that are no name's, among those that are.
+        self._strays: Strays = []
 
     def unreadable(self, fault: Fault, error: LayerfsError) -> None:
         """Notes that the place of `fault` cannot be looked at."""
@@ -70,26 +76,47 @@ class Look:
 
     async def digests_in(self, directory: str) -> Digests:
         """The digests that have a directory in `directory`, whatever is in it."""
-        digests: Digests = []
-        for algorithm in HEX_LENGTHS:
-            for entry in await self.list(f"{directory}/{algorithm}"):
-                digest = Digest.parse_or_none(f"{algorithm}:{entry.name}")
-                if digest is not None and entry.is_directory:
-                    digests.append(digest)
-        return digests
+        return [name for name in await self._names_in(directory, tuple(HEX_LENGTHS)) if isinstance(name, Digest)]
 
     async def layer_names_in(self, directory: str) -> LayerNames:
         """The names of layers, digests and TarSums, that have a directory in `directory`, whatever is in it."""
-        there = {entry.name for entry in await self.list(directory)}
-        # Few repositories have any but the first: asking for each would cost more than to look.
-        parents = [parent for parent in LINK_DIRECTORIES if parent.partition("/")[0] in there]
+        return await self._names_in(directory, LINK_DIRECTORIES)
+
+    async def _names_in(self, directory: str, parents: Sequence[str]) -> LayerNames:
+        # Few have any but the first: asking for each would cost more than to look.
+        there = [entry.name for entry in await self.list(directory) if entry.is_directory]
+        roots = {parent.partition("/")[0] for parent in parents}
+        self._strays += [f"{directory}/{name}" for name in there if name not in roots]
         names: LayerNames = []
         for parent in parents:
+            if parent.partition("/")[0] not in there:
+                continue
             for entry in await self.list(f"{directory}/{parent}"):
                 name = layer_name_at(f"{parent}/{entry.name}")
                 if name is not None and entry.is_directory:
                     names.append(name)
+                elif entry.is_directory:
+                    self._strays.append(f"{directory}/{parent}/{entry.name}")
         return names
+
+    async def check_strays(self) -> None:
+        """Notes links that are none in directories that are nobody's, of all that were looked into for names.
+
+        No link is looked for there, but a registry's garbage collection reads every file that is called so.
+        """
+        waiting, self._strays = self._strays, []
+        for _ in range(_DEPTH):
+            listings = await self.list_many(waiting)
+            places = []
+            below = []
+            for directory, entries in zip(waiting, listings, strict=True):
+                for entry in entries:
+                    if entry.is_directory:
+                        below.append(f"{directory}/{entry.name}")
+                    elif entry.name == "link":
+                        places.append(Fault(FaultKind.BAD_LINK, f"{directory}/link"))
+            await self.read_links(places)
+            waiting = below
 
     async def read_links(self, places: Sequence[Fault]) -> Links:
         """What the links at the paths of `places` hold, None where there is none; what is wrong is noted there."""

@@ -153,6 +153,22 @@ async def alias_of_what_is_no_layer(tree: Tree) -> str:
     return f"team/app sha512:{alias}"
 
 
+async def put_signature(tree: Tree, link: str) -> str:
+    """Of the image, as registries before 2.5 kept it; returns its place."""
+    await tree.put_blob(b"{signature}")
+    signed = tree.revision_path("team/app", MANIFEST).removesuffix("link")
+    await tree.put(f"{signed}signatures/sha256/{sha256(b'{signature}')}/link", link)
+    return f"team/app sha256:{sha256(b'{signature}')}"
+
+
+async def empty_signature(tree: Tree) -> str:
+    return await put_signature(tree, "")
+
+
+async def signature_elsewhere(tree: Tree) -> str:
+    return await put_signature(tree, f"sha256:{sha256(LAYER)}")
+
+
 async def lost_layer_blob(tree: Tree) -> str:
     await tree.driver.delete(tree.blob_path(LAYER))
     return f"team/app sha256:{sha256(LAYER)}"
@@ -301,6 +317,7 @@ BREAKS: list[tuple[Break, FaultKind]] = [
     (alias_of_what_is_no_layer, FaultKind.DANGLING_LAYER_LINK),
     (empty_link, FaultKind.EMPTY_LINK),
     (empty_tarsum, FaultKind.EMPTY_LINK),
+    (empty_signature, FaultKind.EMPTY_LINK),
     (newline_link, FaultKind.LINK_WITH_NEWLINE),
     (newline_tarsum, FaultKind.LINK_WITH_NEWLINE),
     (tag_nothing, FaultKind.TAG_TO_MISSING_MANIFEST),
@@ -326,6 +343,7 @@ BREAKS: list[tuple[Break, FaultKind]] = [
     (huge_link, FaultKind.BAD_LINK),
     (link_elsewhere, FaultKind.BAD_LINK),
     (junk_tarsum, FaultKind.BAD_LINK),
+    (signature_elsewhere, FaultKind.BAD_LINK),
     (tarsum_of_a_tarsum, FaultKind.BAD_LINK),
     (tarsum_of_an_alias, FaultKind.BAD_LINK),
     (no_manifest, FaultKind.INVALID_MANIFEST),
@@ -378,6 +396,31 @@ async def test_a_misplaced_blob_is_found_anywhere(tree: Tree, registry: Registry
     await tree.put(path, "what")
     for deep in (False, True):
         assert await kinds_of(registry, deep=deep) == [("misplaced-blob", path)]
+
+
+#: Places at which nobody looks for a link by its name, but a registry's garbage collection reads what is there.
+STRAYS = [
+    f"{APP}/_manifests/revisions/foo",
+    f"{APP}/_manifests/revisions/sha256/zz",
+    f"{APP}/_manifests/revisions/sha256/zz/and/more",
+    f"{APP}/_manifests/revisions/md5/{HEX[:32]}",
+    f"{APP}/_layers/foo",
+    f"{APP}/_layers/sha256/zz",
+    f"{APP}/_layers/md5/{HEX[:32]}",
+]
+
+
+@pytest.mark.parametrize("directory", STRAYS)
+async def test_a_stray_link_that_is_none_is_found(tree: Tree, registry: Registry, directory: str) -> None:
+    """Garbage collection stops at it; at one that is some digest, it does not."""
+    for content, kinds in (
+        ("", ["empty-link"]),
+        ("junk", ["bad-link"]),
+        (f"{FAKE}\n", ["link-with-newline"]),
+        (FAKE, []),
+    ):
+        await tree.put(f"{directory}/link", content)
+        assert await kinds_of(registry) == [(kind, f"{directory}/link") for kind in kinds]
 
 
 async def test_other_files_among_blobs_are_no_faults(tree: Tree, registry: Registry) -> None:
