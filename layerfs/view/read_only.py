@@ -34,6 +34,9 @@ class ReadOnlyDirectory(Directory):
     async def rename(self, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
         self.refuse(name)
 
+    def check_ownership_change(self) -> None:
+        raise ReadOnlyMount(f"{self.path} can be read only, on every mount")
+
     def refuse(self, name: str) -> NoReturn:
         """The error for a change of `name` here."""
         raise ReadOnlyMount(f"{name!r}: {self.path} can be read only, on every mount")
