@@ -1,6 +1,6 @@
 """`ManifestService`: the manifests of one repository, and everything that is asked of one before it is stored.
 
-Storing goes: judge -> blob -> revision link -> tag index -> tag current. Several that are put together are all judged
+Storing goes: judge -> blob -> revision link -> tag (see `tags`). Several that are put together are all judged
 before the first is stored; those that others refer to come first, and the tags when all are there. Deleting goes the
 other way: the tags that mean it, each current before index, then the revision link; the blob stays for garbage
 collection. Every step may be repeated, and whatever is interrupted leaves no link that leads nowhere, and no index

@@ -1,8 +1,10 @@
 """`TagService`: the names that manifests of one repository go by.
 
 A tag is a directory with two kinds of links: `current/link` says what the tag means now, and without it there is no
-tag; `index/…/link` are all the manifests that it has meant. Who tags writes index before current, who untags deletes
-current before index, so that whatever is interrupted leaves either the old meaning or the new one.
+tag; `index/…/link` are all the manifests that it has meant. Who moves a tag writes index before current, who untags
+deletes current before index, so that whatever is interrupted leaves either the old meaning or the new one. A new tag
+gets its current first: with an index alone, registries would list a tag that nobody can pull, while the index of one
+that has a current is read by nobody but who asks for its past.
 
 Tags are never cached: registries and other nodes change them at any time.
 """
@@ -95,8 +97,13 @@ class TagService:
         check_repository_name(self.name)
         check_tag(tag)
         await self._revisions.stat(digest)
-        await write_link(self._driver, TagIndexLink(self.name, tag, digest).path, digest)
-        await write_link(self._driver, TagCurrentLink(self.name, tag).path, digest)
+        links = [TagIndexLink(self.name, tag, digest).path, TagCurrentLink(self.name, tag).path]
+        try:
+            await self._driver.stat(links[1])
+        except (PathNotFound, NotRegularFile):
+            links.reverse()
+        for path in links:
+            await write_link(self._driver, path, digest)
 
     async def untag(self, tag: str) -> None:
         """Removes the tag with its history; the manifest stays. What a crash left of a tag is removed as well.

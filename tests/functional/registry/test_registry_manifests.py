@@ -141,13 +141,23 @@ async def test_what_is_stored(manifests: ManifestService, driver: StorageDriver)
 
 
 async def test_the_order_of_storing(repository: Repository, watched: FaultyDriver) -> None:
-    """Blob, revision link, tag index, tag current: at every moment, what links lead to is there already."""
+    """Blob, revision link, tag: at every moment, what links lead to is there already.
+
+    Of a new tag current comes first, so that it is there as a whole or not at all; of another one index comes first.
+    """
     watched.arm(None)
     content = encode(IMAGE)
     await Registry(watched).repository(NAME).manifests.put(content, tag="v1")
     digest = images.digest(content)
     written = [line.removeprefix("put_content ") for line in watched.log if line.startswith("put_content ")]
-    assert written == [blob_path(digest), revision_path(digest), *tag_paths("v1", digest)]
+    assert written == [blob_path(digest), revision_path(digest), *reversed(tag_paths("v1", digest))]
+    watched.arm(None)
+    moved = encode(oci_image(b"another config"))
+    await put_layer(watched, b"another config")
+    watched.arm(None)
+    await Registry(watched).repository(NAME).manifests.put(moved, tag="v1")
+    written = [line.removeprefix("put_content ") for line in watched.log if line.startswith("put_content ")]
+    assert written[-2:] == tag_paths("v1", images.digest(moved))
 
 
 async def test_putting_again_writes_the_bytes_once(repository: Repository, watched: FaultyDriver) -> None:

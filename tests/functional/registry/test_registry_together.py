@@ -127,7 +127,7 @@ async def test_the_order_of_storing(repository: Repository, watched: FaultyDrive
     assert places[EVERYTHING] > max(places[PLATFORMS], places[WINDOWS])
     for content in ALL:
         assert written.index(blob_path(images.digest(content))) < places[content]
-    assert written[-6:] == [path for tag, digest in tags.items() for path in tag_paths(tag, digest)]
+    assert written[-6:] == [path for tag, digest in tags.items() for path in reversed(tag_paths(tag, digest))]
     assert len(written) == len(revisions) * 2 + 6
 
 
