@@ -20,8 +20,11 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions
 
+from layerfs.driver.at_once import ByteBudget, gather
+from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_errors import UploadGone, error_code, s3_error
-from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MEBIBYTE, S3Options
+from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, S3Options
+from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -71,15 +74,6 @@ _BROKEN_BODY: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class StoredObject:
-    """What a store says of an object. `size` in bytes, `modified_at` in nanoseconds since 1970, `etag` unquoted."""
-
-    size: int
-    etag: str
-    modified_at: int
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """A part of an open multipart upload, as the store has it."""
 
@@ -95,15 +89,6 @@ class OpenUpload:
 
     key: str
     upload_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of a listing: objects by key, and the prefixes that end at the delimiter."""
-
-    objects: Mapping[str, StoredObject]
-    prefixes: Sequence[str]
-    is_last: bool
 
 
 class Bucket:
@@ -482,46 +467,8 @@ class Bucket:
         )
 
 
-class ByteBudget:
-    """A number of bytes that may be in use at a time. More than that at once gets it all, alone."""
-
-    def __init__(self, size: int) -> None:
-        self._size = self._left = size
-        self._given_back = asyncio.Condition()
-        self._waking: set[asyncio.Task[None]] = set()
-
-    async def take(self, size: int) -> None:
-        """Waits until there are so many, and takes them."""
-        async with self._given_back:
-            await self._given_back.wait_for(lambda: self._left >= min(size, self._size))
-            self._left -= size
-
-    def give_back(self, size: int) -> None:
-        """Ends the use of bytes that were taken."""
-        self._left += size
-        waking = asyncio.ensure_future(self._wake())
-        self._waking.add(waking)
-        waking.add_done_callback(self._waking.discard)
-
-    async def _wake(self) -> None:
-        async with self._given_back:
-            self._given_back.notify_all()
-
-
 class _Refused(BackendFailure):
     """A request that the store did not understand; never leaves this module."""
-
-
-async def gather(awaitables: Sequence[Any]) -> list[Any]:
-    """The results, in order. If one fails the others are cancelled, and have ended when this raises."""
-    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
 
 
 #: Bytes that one request copies into a part: stores that really copy take 6 s for this.

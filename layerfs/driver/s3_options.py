@@ -13,12 +13,26 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
+from layerfs.driver.url_options import (
+    GIBIBYTE,
+    MEBIBYTE,
+    check_no_secrets,
+    parse_boolean,
+    parse_bytes,
+    parse_endpoint_url,
+    parse_query,
+    parse_text,
+    shown,
+)
 from layerfs.errors import UnknownSource
 
-MEBIBYTE: Final = 1 << 20
-GIBIBYTE: Final = 1 << 30
+#: Where they belong.
+_CREDENTIALS: Final = (
+    "where the AWS SDK looks for them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
+    "or ~/.aws/credentials"
+)
 
 #: S3's limits: of a part (but the last), of a part, of parts in an upload, and of what one request copies.
 SMALLEST_PART: Final = 5 * MEBIBYTE
@@ -71,77 +85,25 @@ class S3Options:
 def parse_s3_url(url: str) -> S3Options:
     """The options in an `s3://` URL. Raises `UnknownSource`, without repeating what may be a secret."""
     parts = urlsplit(url)
-    shown = f"s3://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    _check_no_secrets(parts, shown)
+    check_no_secrets(parts, _CREDENTIALS)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}", parts.netloc):
-        raise UnknownSource(shown, "expected s3://BUCKET or s3://BUCKET/PREFIX")
+        raise UnknownSource(shown(parts), "expected s3://BUCKET or s3://BUCKET/PREFIX")
     prefix = unquote(parts.path).strip("/")
     try:
-        return S3Options(bucket=parts.netloc, root_prefix=prefix, **_query_options(parts.query))
+        return S3Options(bucket=parts.netloc, root_prefix=prefix, **parse_query(parts.query, _QUERY))
     except ValueError as error:
-        raise UnknownSource(shown, str(error)) from error
-
-
-def _check_no_secrets(parts: SplitResult, shown: str) -> None:
-    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if "@" in parts.netloc or any(re.search("key|secret|token|password", name) for name in names):
-        raise UnknownSource(
-            shown,
-            "credentials in it would be seen by everybody: put them where the AWS SDK looks for them, such as "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or ~/.aws/credentials",
-        )
-
-
-def _boolean(text: str) -> bool:
-    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in known:
-        raise ValueError("expected true or false")
-    return known[text.lower()]
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise ValueError("must not be empty")
-    return text
-
-
-def _endpoint_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("expected http://HOST[:PORT] or https://HOST[:PORT]")
-    if "@" in parts.netloc:
-        raise ValueError("no credentials belong in it")
-    return text
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,15})(KiB|MiB|GiB)?", text)
-    if match is None:
-        raise ValueError("expected bytes, as a number or like 64MiB")
-    return int(match[1]) * {None: 1, "KiB": 1 << 10, "MiB": MEBIBYTE, "GiB": GIBIBYTE}[match[2]]
+        raise UnknownSource(shown(parts), str(error)) from error
 
 
 _QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
-    "endpoint_url": _endpoint_url,
-    "region": _text,
-    "profile": _text,
-    "path_style": _boolean,
-    "verify_tls": _boolean,
-    "ca_file": _text,
-    "multipart_copy_threshold": _bytes,
-    "part_size": _bytes,
+    "endpoint_url": parse_endpoint_url,
+    "region": parse_text,
+    "profile": parse_text,
+    "path_style": parse_boolean,
+    "verify_tls": parse_boolean,
+    "ca_file": parse_text,
+    "multipart_copy_threshold": parse_bytes,
+    "part_size": parse_bytes,
     "parts_in_flight": int,
 }
 assert set(_QUERY) <= {option.name for option in fields(S3Options)}  # noqa: S101 - a table of names, checked once
-
-
-def _query_options(query: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in _QUERY:
-            raise ValueError(f"unknown option {name!r}; there are {', '.join(_QUERY)}")
-        try:
-            options[name] = _QUERY[name](text)
-        except ValueError as error:
-            raise ValueError(f"{name}={text!r}: {error}") from None
-    return options

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
+from layerfs.driver.at_once import each, gather
 from layerfs.driver.interface import Contents, Entries, Entry, FileInfo, Stats, check_path, is_component
-from layerfs.driver.s3_bucket import Bucket, OpenUpload, StoredObject, gather
+from layerfs.driver.objects import StoredObject
+from layerfs.driver.s3_bucket import Bucket, OpenUpload
 from layerfs.driver.s3_options import S3Options
 from layerfs.driver.s3_upload import S3Upload, S3Version, StoredUpload, complete, find_upload, known_upload
 from layerfs.errors import (
@@ -33,10 +35,8 @@ _UPLOAD_DIRECTORY: Final = re.compile(r".*/_uploads/[^/]+")
 #: Paths that were written here, of which is kept what the next look at them would otherwise have to ask for.
 _WRITTEN_KEPT: Final = 4096
 
-_Result = TypeVar("_Result")
 
 # Named here because inside `Store` the word `list` is its method.
-Results: TypeAlias = list[_Result | DriverError]
 Uploads: TypeAlias = list[OpenUpload]
 Keys: TypeAlias = list[str]
 
@@ -382,18 +382,6 @@ class Store:
         async for below in self.bucket.pages(path, f"{key}/"):
             keys += below.objects
         return keys
-
-
-async def each(awaitables: Iterable[Awaitable[_Result]]) -> Results[_Result]:
-    """All results, in order; an error of the storage stands in its place."""
-
-    async def one(awaitable: Awaitable[_Result]) -> _Result | DriverError:
-        try:
-            return await awaitable
-        except DriverError as error:
-            return error
-
-    return await gather([one(awaitable) for awaitable in awaitables])
 
 
 def _uploads_of(path: str) -> str | None:

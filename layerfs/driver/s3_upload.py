@@ -27,7 +27,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from layerfs.driver.s3_bucket import Bucket, OpenUpload, Part, StoredObject, gather
+from layerfs.driver.at_once import gather
+from layerfs.driver.objects import StoredObject
+from layerfs.driver.s3_bucket import Bucket, OpenUpload, Part
 from layerfs.driver.s3_errors import UploadGone
 from layerfs.driver.s3_options import MOST_PARTS, SMALLEST_PART
 from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNotFound

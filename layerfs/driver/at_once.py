@@ -1,0 +1,61 @@
+"""Many things at once on asyncio: with nothing left running, in order, and within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from layerfs.errors import DriverError
+
+_Result = TypeVar("_Result")
+
+
+async def gather(awaitables: Sequence[Any]) -> list[Any]:
+    """The results, in order. If one fails the others are cancelled, and have ended when this raises."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def each(awaitables: Iterable[Awaitable[_Result]]) -> list[_Result | DriverError]:
+    """All results, in order; an error of the storage stands in its place."""
+
+    async def one(awaitable: Awaitable[_Result]) -> _Result | DriverError:
+        try:
+            return await awaitable
+        except DriverError as error:
+            return error
+
+    return await gather([one(awaitable) for awaitable in awaitables])
+
+
+class ByteBudget:
+    """A number of bytes that may be in use at a time. More than that at once gets it all, alone."""
+
+    def __init__(self, size: int) -> None:
+        self._size = self._left = size
+        self._given_back = asyncio.Condition()
+        self._waking: set[asyncio.Task[None]] = set()
+
+    async def take(self, size: int) -> None:
+        """Waits until there are so many, and takes them."""
+        async with self._given_back:
+            await self._given_back.wait_for(lambda: self._left >= min(size, self._size))
+            self._left -= size
+
+    def give_back(self, size: int) -> None:
+        """Ends the use of bytes that were taken."""
+        self._left += size
+        waking = asyncio.ensure_future(self._wake())
+        self._waking.add(waking)
+        waking.add_done_callback(self._waking.discard)
+
+    async def _wake(self) -> None:
+        async with self._given_back:
+            self._given_back.notify_all()
