@@ -210,12 +210,12 @@ class LiveUploads:
 
     async def peek(self, upload: UploadFile, limit: int) -> bytes | None:
         """The content of an upload, as far as it was written; None if it has more than `limit` bytes."""
-        name, uuid = upload.repository, upload.uuid
-        live = self.live(name, uuid) or await self._revive(name, uuid, upload.file_name)
-        if not live.upload.is_usable:
-            live.upload = await self.state.service(name).resume(uuid)
-        size = live.upload.size
-        return None if size > limit else await live.upload.read(0, size)
+        live = self.live(upload.repository, upload.uuid) or await self._revive_file(upload)
+        with self._finishing(live):
+            try:
+                return await self._content(live, limit)
+            except ManifestTooLarge:
+                return None
 
     async def consume(
         self,
@@ -231,13 +231,9 @@ class LiveUploads:
         Raises `ManifestTooLarge` beyond `limit` bytes.
         """
         name, uuid = upload.repository, upload.uuid
-        live = self.live(name, uuid) or await self._revive(name, uuid, upload.file_name)
+        live = self.live(name, uuid) or await self._revive_file(upload)
         with self._finishing(live):
-            if live.writer is None or not live.upload.is_usable:
-                live.upload = await self.state.service(name).resume(uuid)
-            if live.upload.size > limit:
-                raise ManifestTooLarge(limit)
-            content = await live.upload.read(0, live.upload.size)
+            content = await self._content(live, limit)
             if keep:
                 await live.upload.flush()
             node = await use(content)
@@ -249,6 +245,14 @@ class LiveUploads:
             # What could not be deleted is an upload like any other.
             self.forget(name, uuid)
         self.state.became(upload, node)
+
+    async def _content(self, live: LiveUpload, limit: int) -> bytes:
+        """All of a small upload that nobody can write meanwhile. Raises `ManifestTooLarge`."""
+        if live.writer is None or not live.upload.is_usable:
+            live.upload = await self.state.service(live.upload.name).resume(live.upload.uuid)
+        if live.upload.size > limit:
+            raise ManifestTooLarge(limit)
+        return await live.upload.read(0, live.upload.size)
 
     @contextlib.contextmanager
     def _finishing(self, live: LiveUpload) -> Iterator[None]:
@@ -358,6 +362,9 @@ class LiveUploads:
         upload = await self.state.service(name).resume(uuid)
         live = self.live(name, uuid)  # somebody may have been faster
         return live or self._keep(LiveUpload(upload, file_name))
+
+    async def _revive_file(self, upload: UploadFile) -> LiveUpload:
+        return await self._revive(upload.repository, upload.uuid, upload.file_name)
 
     def _began(self, live: LiveUpload, flags: int) -> tuple[UploadFile, Handle]:
         self._keep(live)

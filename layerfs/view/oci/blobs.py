@@ -30,10 +30,13 @@ from layerfs.oci import looks_like_manifest
 from layerfs.registry import BlobInfo
 from layerfs.registry.unused import remove_unused
 from layerfs.view.blob_file import BlobFile
+from layerfs.view.layers import LayersDirectory
 from layerfs.view.live_uploads import UploadFile
+from layerfs.view.manifests import ManifestsDirectory
 from layerfs.view.nodes import Attributes, DirectoryEntry, Handle, Node, file_attributes, no_entry
 from layerfs.view.oci.scratch import ScratchHolder
 from layerfs.view.oci.state import Candidate, Layouts, ScratchFile, ScratchNames
+from layerfs.view.uploads import UploadsDirectory
 
 BLOBS: Final = "blobs"
 
@@ -141,8 +144,7 @@ class BlobsDirectory(ScratchHolder):
         return self._algorithm(name) if name in HEX_LENGTHS else await self._scratch(name)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        layers = await self._state.service(self.repository).list()
-        used = {layer.digest.algorithm for layer in layers if isinstance(layer.digest, Digest)}
+        used = {digest.algorithm for digest in await listed_blobs(self._layouts, self.repository)}
         return [
             DirectoryEntry(name.encode(), self._algorithm(name), self._attributes())
             for name in HEX_LENGTHS
@@ -188,11 +190,7 @@ class AlgorithmDirectory(ScratchHolder):
         return CandidateFile(self, candidate)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        layers = await self._state.service(self.repository).list()
-        found = {layer.digest: layer.blob for layer in layers if isinstance(layer.digest, Digest)}
-        if self.algorithm == CANONICAL:
-            for info in await self._state.manifests(self.repository).list():
-                found.setdefault(info.digest, BlobInfo(info.digest, info.size, info.stored_at))
+        found = await listed_blobs(self._layouts, self.repository)
         own = sorted((digest.hex, digest) for digest in found if digest.algorithm == self.algorithm)
         return [LayoutBlob(self, found[digest], digest).entry() for _, digest in own]
 
@@ -292,3 +290,17 @@ class AlgorithmDirectory(ScratchHolder):
             return (await self._state.manifests(self.repository).get(digest)).content
         except (ManifestUnknownRevision, ManifestTooLarge):
             return None
+
+
+async def listed_blobs(layouts: Layouts, repository: str) -> dict[Digest, BlobInfo]:
+    """The layers and manifests of a repository, from the listings of `_layers` and `_manifests`, if these are fresh."""
+    state, uploads = layouts.state, layouts.uploads
+    found: dict[Digest, BlobInfo] = {}
+    for directory in (
+        LayersDirectory(state, uploads, repository),
+        ManifestsDirectory(state, UploadsDirectory(uploads, repository), repository),
+    ):
+        for entry in await directory.entries():
+            if isinstance(entry.node, BlobFile) and isinstance(entry.node.digest, Digest):
+                found.setdefault(entry.node.digest, entry.node.blob)
+    return found

@@ -103,8 +103,10 @@ class ScratchHolder(Directory):
         if name in self._names.directories:
             self._move_directory(name, target, new_name)
             return
+        file = self._names.files.get(name)
+        if file is None:
+            raise no_entry(self.path, name)
         upload = await self._scratch_file(name)
-        file = self._names.files[name]
         await target.receive(upload, file, new_name, replace=replace)
         if self._names.files.get(name) is file:
             del self._names.files[name]
