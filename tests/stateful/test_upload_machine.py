@@ -77,6 +77,8 @@ class Model:
     stored: int = 0
     #: Whether some of it was left by a process that died before it was durable.
     is_inherited: bool = False
+    #: What a power cut may leave as well: what was inherited is durable once the file was opened and flushed.
+    perhaps: list[bytes] = field(default_factory=list)
     offset: int = 0
 
 
@@ -185,23 +187,29 @@ class UploadMachine(RuleBasedStateMachine):
             model.content, model.stored = after, min(model.stored, len(after))
             if durable:
                 model.durable, model.stored, model.is_inherited = after, len(after), False
+                model.perhaps.clear()
+            elif model.is_inherited:
+                model.perhaps.append(after)
 
     def judge(self, uuid: str, after: bytes, interrupted: Interrupted) -> None:
         """Storage has what it must have after an interruption; from now on the model has what storage has."""
         model = self.world.uploads[uuid]
         found = self.files().get(upload_path(model.name, uuid, "data"), b"")
-        if found not in (model.durable, model.content, after):
+        if found not in (model.durable, model.content, after, *model.perhaps):
             assert not interrupted.power, "a power cut has taken what was flushed"
             assert any(
                 whole.startswith(found) and len(found) >= min(model.stored, len(after))
                 for whole in (model.content, after)
             ), "bytes that were stored are gone, or others are there"
-        elif found == model.durable and not interrupted.power:
+        elif not interrupted.power:
             assert len(found) >= min(model.stored, len(after))
         model.content, model.stored = found, len(found)
         if interrupted.power:
             model.durable = found
+            model.perhaps.clear()
         model.is_inherited = found != model.durable
+        if model.is_inherited:
+            model.perhaps.append(found)
 
     def files(self) -> dict[str, bytes]:
         return trio.run(files_in, self.world.disk.driver)
@@ -323,6 +331,7 @@ class UploadMachine(RuleBasedStateMachine):
         trio.run(append)
         model.content = model.durable = model.content + content
         model.stored, model.is_inherited = len(model.content), False
+        model.perhaps.clear()
 
         async def write_unaware() -> None:
             await upload.write_at(upload.size, b"mine")
