@@ -23,8 +23,8 @@ from botocore import exceptions
 from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_errors import UploadGone, error_code, s3_error
-from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, S3Options
-from layerfs.driver.url_options import MEBIBYTE
+from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
+from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -48,12 +48,10 @@ PART_MEMORY: Final = 256 * MEBIBYTE
 #: Parts of one object that are copied at a time, within the store.
 COPIES_AT_ONCE: Final = 8
 
-#: Seconds. With these the SDK gives up on a store that says nothing after 45 s at the latest, before an operation of a
-#: mount does (60 s), so that the reason is the store's and not the clock's.
+#: Seconds. With the default of `read_timeout` the SDK gives up on a store that says nothing after 45 s at the latest,
+#: before an operation of a mount does (60 s), so that the reason is the store's and not the clock's.
 _CONNECT_TIMEOUT: Final = 5
-_READ_TIMEOUT: Final = 15
 _ATTEMPTS: Final = 3
-_DEADLINE: Final = 45.0
 #: For what makes the store copy bytes, which it does without a word.
 _PATIENT_READ_TIMEOUT: Final = 300
 _PATIENT_DEADLINE: Final = 900.0
@@ -63,6 +61,9 @@ _SLOWEST_LINE: Final = MEBIBYTE // 4
 
 #: Keys that one request deletes.
 _DELETED_AT_ONCE: Final = 1000
+
+#: Bytes that one request copies into a part at the most: stores that really copy take 6 s for this.
+_COPIED_PART: Final = GIBIBYTE
 
 #: What a body ends with that did not come whole.
 _BROKEN_BODY: Final = (
@@ -101,6 +102,7 @@ class Bucket:
         self._opening = asyncio.Lock()
         self._client: Any = None
         self._endpoint = options.endpoint_url or ""
+        self._deadline = options.read_timeout * _ATTEMPTS
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
@@ -174,7 +176,8 @@ class Bucket:
         raise AssertionError("the last try returns or raises")
 
     async def put(self, path: str, content: bytes) -> None:
-        await self._ask(self._writes, "put_object", path, Key=self.key(path), Body=content)
+        kept = self.options.object_parameters
+        await self._ask(self._writes, "put_object", path, Key=self.key(path), Body=content, **kept)
 
     async def delete(self, path: str) -> None:
         """Deletes one object; no error if there is none."""
@@ -218,6 +221,7 @@ class Bucket:
                 Key=self.key(destination),
                 CopySource=self._copy_source(source),
                 CopySourceIfMatch=_quoted(found.etag),
+                **self.options.object_parameters,
             )
             if _etag(answer.get("CopyObjectResult", {})) == found.etag:
                 return
@@ -283,7 +287,8 @@ class Bucket:
 
     async def create_upload(self, path: str) -> str:
         """Begins a multipart upload and returns its id."""
-        answer = await self._ask(self._writes, "create_multipart_upload", path, Key=self.key(path))
+        kept = self.options.object_parameters
+        answer = await self._ask(self._writes, "create_multipart_upload", path, Key=self.key(path), **kept)
         upload_id: str = answer["UploadId"]
         if answer["ResponseMetadata"].get("RetryAttempts"):
             # A try whose answer was lost may have begun one too, and registries take the first that they find.
@@ -311,7 +316,7 @@ class Bucket:
     ) -> list[Part]:
         """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here."""
         whole = size == found.size
-        pieces = [(0, size)] if whole and size <= _COPIED_PART else _pieces(size)
+        pieces = _pieces(size, self._copied_part(size))
         slots = asyncio.Semaphore(COPIES_AT_ONCE)
 
         async def one(number: int, start: int, length: int) -> Part:
@@ -368,6 +373,10 @@ class Bucket:
                 await asyncio.shield(self.abort_upload(destination, upload_id))
             raise
 
+    def _copied_part(self, size: int) -> int:
+        """Bytes that one request copies into a part: as many as it copies whole, within limits."""
+        return max(min(_COPIED_PART, max(self.copy_threshold, SMALLEST_PART)), -(-size // MOST_PARTS))
+
     def _copy_source(self, path: str) -> dict[str, str]:
         return {"Bucket": self.options.bucket, "Key": self.key(path)}
 
@@ -378,7 +387,7 @@ class Bucket:
             return await self._request(operation, path, **parameters)
 
     async def _request(self, operation: str, path: str, *, length: int = 0, **parameters: Any) -> Any:
-        deadline = _DEADLINE
+        deadline = self._deadline
         if operation in {"complete_multipart_upload", "copy_object", "upload_part_copy"}:
             deadline = _PATIENT_DEADLINE
         try:
@@ -399,7 +408,7 @@ class Bucket:
     async def _body(self, path: str, answer: Any, length: int, *, is_last_try: bool) -> bytes | None:
         """The body of an answer; None if it did not come whole and may be asked for again."""
         try:
-            async with asyncio.timeout(_DEADLINE + length / _SLOWEST_LINE), answer["Body"] as body:
+            async with asyncio.timeout(self._deadline + length / _SLOWEST_LINE), answer["Body"] as body:
                 content: bytes = await body.read()
         except (*_BROKEN_BODY, TimeoutError) as error:
             if is_last_try:
@@ -444,10 +453,12 @@ class Bucket:
         is_insecure = endpoint.startswith("http://")
         config = AioConfig(
             connect_timeout=_CONNECT_TIMEOUT,
-            read_timeout=_READ_TIMEOUT,
+            read_timeout=options.read_timeout,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             max_pool_connections=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS,
-            s3={"addressing_style": style},
+            s3={"addressing_style": style, "use_accelerate_endpoint": options.accelerate},
+            use_dualstack_endpoint=options.dual_stack or None,
+            use_fips_endpoint=options.fips or None,
             # Without TLS the SDK signs what is sent, so that every store checks it; a second sum would be wasted.
             request_checksum_calculation="when_required" if is_insecure else None,
             # Only AWS sends one, and only of whole objects.
@@ -471,13 +482,9 @@ class _Refused(BackendFailure):
     """A request that the store did not understand; never leaves this module."""
 
 
-#: Bytes that one request copies into a part: stores that really copy take 6 s for this.
-_COPIED_PART: Final = 1 << 30
-
-
-def _pieces(size: int) -> list[tuple[int, int]]:
-    """`size` bytes in pieces of about the same size, none of them too small to be followed by another."""
-    count = -(-size // _COPIED_PART)
+def _pieces(size: int, length: int) -> list[tuple[int, int]]:
+    """`size` bytes in pieces of about the same size, none smaller than `length` unless it is the only one."""
+    count = max(1, size // length)
     length = -(-size // count)
     return [(start, min(length, size - start)) for start in range(0, size, length)]
 

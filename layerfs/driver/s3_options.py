@@ -66,6 +66,17 @@ class S3Options:
     part_size: int = 16 * MEBIBYTE
     #: Parts of one upload that are on their way at a time; more of them are not kept in memory.
     parts_in_flight: int = 4
+    #: Seconds without a word after which a request is tried again; three times that is the end of it. Not for copies.
+    read_timeout: float = 15.0
+    #: The variants of AWS's own endpoints: by IPv6 as well, accelerated, with validated cryptography.
+    dual_stack: bool = False
+    accelerate: bool = False
+    fips: bool = False
+    #: How every object is kept, in the words of the API; by default as the bucket says.
+    server_side_encryption: str | None = None
+    kms_key_id: str | None = None
+    storage_class: str | None = None
+    acl: str | None = None
     #: Only for programs that have them from elsewhere: without these the SDK finds the credentials itself.
     access_key_id: str | None = field(default=None, repr=False)
     secret_access_key: str | None = field(default=None, repr=False)
@@ -80,6 +91,19 @@ class S3Options:
             )
         if self.parts_in_flight < 1:
             raise ValueError(f"parts_in_flight must be at least 1, not {self.parts_in_flight}")
+        if not self.read_timeout > 0:
+            raise ValueError(f"read_timeout must be more than 0 seconds, not {self.read_timeout}")
+
+    @property
+    def object_parameters(self) -> dict[str, str]:
+        """What goes with every request that makes an object. A copy does not have it from its original."""
+        given = {
+            "ServerSideEncryption": self.server_side_encryption,
+            "SSEKMSKeyId": self.kms_key_id,
+            "StorageClass": self.storage_class,
+            "ACL": self.acl,
+        }
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def parse_s3_url(url: str) -> S3Options:
@@ -105,5 +129,6 @@ _QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
     "multipart_copy_threshold": parse_bytes,
     "part_size": parse_bytes,
     "parts_in_flight": int,
+    "read_timeout": float,
 }
 assert set(_QUERY) <= {option.name for option in fields(S3Options)}  # noqa: S101 - a table of names, checked once

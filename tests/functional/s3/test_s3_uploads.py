@@ -1,0 +1,383 @@
+"""Unfinished uploads on S3: parts of open multipart uploads, whoever began them and however they were left."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import trio
+from harness.s3_proxy import S3Proxy
+
+from layerfs.driver.interface import StorageDriver
+from layerfs.driver.s3 import S3Driver
+from layerfs.errors import ContentChanged, PathNotFound
+
+MEBIBYTE = 1 << 20
+PART = 5 * MEBIBYTE
+DATA = "/docker/registry/v2/repositories/a/_uploads/5f0d3b6a-0000-4000-8000-000000000000/data"
+BLOB = "/docker/registry/v2/blobs/sha256/ab/abcd/data"
+
+Drivers = Callable[..., S3Driver]
+Payload = Callable[[int], bytes]
+
+
+async def append(driver: StorageDriver, content: bytes) -> None:
+    writer = await driver.writer(DATA, append=True)
+    await writer.write([content])
+    await writer.flush()
+    await writer.close()
+
+
+async def published(driver: StorageDriver) -> None:
+    async with await driver.seal(DATA) as sealed:
+        await sealed.publish(BLOB)
+
+
+# --- how they are kept -----------------------------------------------------------------------------------------------
+
+
+async def test_an_upload_is_an_open_multipart_upload(driver: S3Driver, stored, payload: Payload) -> None:
+    """What is flushed is in its parts, the last of them short, and there is no object."""
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([payload(20 * MEBIBYTE)])
+    await writer.flush()
+    assert stored.parts(DATA) == [(1, 16 * MEBIBYTE), (2, 4 * MEBIBYTE)]
+    assert stored.paths() == []
+    await writer.close()
+
+
+async def test_a_short_last_part_is_replaced_in_place(drivers: Drivers, stored, payload: Payload) -> None:
+    """Flushing often does not make more parts, nor small ones in the middle, which S3 would refuse."""
+    content = payload(3 * PART)
+    writer = await drivers(part_size=PART).writer(DATA, append=False)
+    for start in range(0, len(content), MEBIBYTE):
+        await writer.write([content[start : start + MEBIBYTE]])
+        await writer.flush()
+    assert stored.parts(DATA) == [(1, PART), (2, PART), (3, PART)]
+    await writer.close()
+    await published(drivers())
+    assert stored.content(BLOB) == content
+
+
+async def test_what_is_flushed_survives(drivers: Drivers, payload: Payload) -> None:
+    """The process that wrote it never gets to close anything."""
+    content = payload(7 * MEBIBYTE)
+    writer = await drivers(part_size=PART).writer(DATA, append=False)
+    await writer.write([content])
+    await writer.flush()
+    await writer.write([b"not flushed"])
+    other = drivers()
+    assert (await other.stat(DATA)).size == len(content)
+    assert await other.get_content(DATA, limit=len(content)) == content
+
+
+@pytest.mark.parametrize("sizes", [(1000, 1, 6 * MEBIBYTE), (6 * MEBIBYTE, 1000, 1000), (20 * MEBIBYTE, 1, 0, 1)])
+async def test_others_go_on(drivers: Drivers, stored, payload: Payload, sizes: tuple[int, ...]) -> None:
+    """Each time another process, whatever the size of the last part."""
+    content = payload(sum(sizes))
+    start = 0
+    for size in sizes:
+        driver = drivers(part_size=PART)
+        if start:
+            assert (await driver.stat(DATA)).size == start
+        await append(driver, content[start : start + size])
+        start += size
+        assert (await driver.stat(DATA)).size == start
+    await published(drivers())
+    assert hashlib.sha256(stored.content(BLOB)).digest() == hashlib.sha256(content).digest()
+
+
+async def test_after_the_first_short_part_there_is_no_more_repacking(
+    drivers: Drivers, proxy: S3Proxy, payload: Payload
+) -> None:
+    """One who goes on completes and copies once, however often it flushes."""
+    await append(drivers(), payload(1000))
+    writer = await drivers(endpoint_url=proxy.url).writer(DATA, append=True)
+    for _ in range(5):
+        await writer.write([payload(1000)])
+        await writer.flush()
+    assert proxy.counts["CompleteMultipartUpload"] == 1
+    await writer.close()
+
+
+# --- what others left ------------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_after_a_gap_does_not_count(drivers: Drivers, stored, payload: Payload) -> None:
+    """Parts are stored side by side: a process that is killed can leave the fourth without the third."""
+    one, two, four, more = payload(PART), payload(PART), payload(PART), payload(2000)
+    stored.begin(DATA, (1, one), (2, two), (4, four))
+    driver = drivers()
+    assert (await driver.stat(DATA)).size == 2 * PART
+    await append(driver, more)
+    assert (await drivers().stat(DATA)).size == 2 * PART + len(more)
+    await published(drivers())
+    assert stored.content(BLOB) == one + two + more
+
+
+async def test_sealing_what_has_a_gap(drivers: Drivers, stored, payload: Payload) -> None:
+    """What comes after it is left out there too."""
+    one, three = payload(PART), payload(PART)
+    stored.begin(DATA, (1, one), (3, three))
+    async with await drivers().seal(DATA) as sealed:
+        assert sealed.size == PART
+        await sealed.publish(BLOB)
+    assert stored.content(BLOB) == one
+
+
+async def test_nothing_but_what_comes_after_a_gap(drivers: Drivers, stored, payload: Payload) -> None:
+    """The upload is empty."""
+    stored.begin(DATA, (2, payload(PART)))
+    driver = drivers()
+    assert (await driver.stat(DATA)).size == 0
+    await append(driver, b"content")
+    await published(drivers())
+    assert stored.content(BLOB) == b"content"
+
+
+@pytest.mark.parametrize("parts", [(), ((1, b"half"),)])
+async def test_repacking_that_was_interrupted(drivers: Drivers, stored, parts: tuple[tuple[int, bytes], ...]) -> None:
+    """The object was to become the beginning of a new upload, and is longer than what that has: it is all there is."""
+    stored.put(DATA, b"half and half")
+    stored.begin(DATA, *parts)
+    await append(drivers(), b", whole")
+    assert (await drivers().stat(DATA)).size == 20
+    await published(drivers())
+    assert stored.content(BLOB) == b"half and half, whole"
+
+
+async def test_an_object_of_which_the_parts_hold_more(drivers: Drivers, stored, payload: Payload) -> None:
+    """It is what repacking leaves, and stale."""
+    content = payload(PART + 1)
+    stored.put(DATA, content[:1000])
+    stored.begin(DATA, (1, content[:PART]), (2, content[PART:]))
+    driver = drivers()
+    assert (await driver.stat(DATA)).size == PART + 1
+    assert await driver.get_content(DATA, limit=PART + 1) == content
+    await published(driver)
+    assert stored.content(BLOB) == content
+
+
+async def test_an_upload_that_was_completed_goes_on(drivers: Drivers, stored, payload: Payload) -> None:
+    """A registry leaves an object when the digest was wrong."""
+    content = payload(6 * MEBIBYTE)
+    stored.put(DATA, content)
+    await append(drivers(), b"more")
+    assert [size for _, size in stored.parts(DATA)] == [6 * MEBIBYTE, 4]
+    await published(drivers())
+    assert stored.content(BLOB) == content + b"more"
+
+
+async def test_of_several_uploads_the_fullest_counts(drivers: Drivers, stored) -> None:
+    """A request to begin one that was repeated leaves another, empty."""
+    stored.begin(DATA)
+    stored.begin(DATA, (1, b"content"))
+    stored.begin(DATA)
+    driver = drivers()
+    assert (await driver.stat(DATA)).size == 7
+    assert await driver.get_content(DATA, limit=7) == b"content"
+
+
+async def test_beginning_anew_leaves_nothing_of_the_old(drivers: Drivers, stored) -> None:
+    """Neither uploads nor the object."""
+    stored.put(DATA, b"an object")
+    stored.begin(DATA, (1, b"one"))
+    stored.begin(DATA, (1, b"other"))
+    writer = await drivers().writer(DATA, append=False)
+    await writer.close()
+    assert stored.paths() == []
+    assert stored.parts(DATA) == []
+    assert (await drivers().stat(DATA)).size == 0
+
+
+async def test_cancelling_aborts_the_multipart_upload(drivers: Drivers, stored, payload: Payload) -> None:
+    """Else its parts would be stored, and paid for, for ever."""
+    await append(drivers(), payload(1000))
+    stored.put(DATA.replace("/data", "/startedat"), b"2026-11-23T00:06:39Z")
+    await drivers().delete(DATA.rpartition("/")[0])
+    assert stored.uploads() == []
+    assert stored.paths() == []
+
+
+async def test_deleting_a_directory_aborts_all_uploads_below_it(drivers: Drivers, stored) -> None:
+    """But not those of a neighbour."""
+    neighbour = DATA.replace("/a/", "/ab/")
+    stored.begin(DATA, (1, b"content"))
+    stored.begin(neighbour)
+    await drivers().delete("/docker/registry/v2/repositories/a")
+    assert [path for path, _ in stored.uploads()] == [neighbour]
+    with pytest.raises(PathNotFound):
+        await drivers().stat(DATA)
+
+
+async def test_an_upload_is_in_the_listing_of_its_directory(drivers: Drivers, stored) -> None:
+    """Though there is no object."""
+    stored.begin(DATA, (1, b"content"))
+    (entry,) = await drivers().list(DATA.rpartition("/")[0])
+    assert (entry.name, entry.is_directory) == ("data", False)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+async def test_reading_what_is_being_written(drivers: Drivers, stored, payload: Payload) -> None:
+    """All of it, also what is long out of memory; then writing goes on."""
+    content = payload(3 * PART + 1000)
+    driver = drivers(part_size=PART)
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([content[:-1000]])
+    reader = await driver.open(DATA)
+    for offset, length in ((0, 1000), (PART - 1, 2), (2 * PART, PART), (3 * PART - 1, 10)):
+        assert await reader.read(offset, length) == content[: 3 * PART][offset : offset + length]
+    await writer.write([content[-1000:]])
+    await writer.flush()
+    await writer.close()
+    await published(driver)
+    assert stored.content(BLOB) == content
+
+
+async def test_reading_what_is_in_memory_asks_nobody(proxied: S3Driver, proxy: S3Proxy) -> None:
+    """A small upload, such as a manifest, is at hand."""
+    writer = await proxied.writer(DATA, append=False)
+    await writer.write([b"content"])
+    proxy.forget()
+    assert await proxied.get_content(DATA, limit=10) == b"content"
+    assert proxy.seen == []
+    await writer.close()
+
+
+async def test_only_reading_repacks(drivers: Drivers, stored, payload: Payload) -> None:
+    """Who only looks leaves an upload of somebody else as it is."""
+    stored.begin(DATA, (1, payload(1000)))
+    before = stored.uploads()
+    driver = drivers()
+    reader = await driver.open(DATA)
+    assert reader.size == 1000
+    await (await driver.writer(DATA, append=True)).close()
+    await driver.stat_many([DATA])
+    assert stored.uploads() == before
+    assert stored.paths() == []
+    assert len(await reader.read(0, 1000)) == 1000
+    assert stored.uploads() != before
+    assert (await driver.stat(DATA)).size == 1000
+
+
+# --- several writers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [1000, 6 * MEBIBYTE])
+async def test_two_processes_do_not_mix_their_bytes(drivers: Drivers, stored, payload: Payload, first: int) -> None:
+    """The one that comes later goes on; the other is told so before it has replaced anything."""
+    content = payload(first)
+    writer = await drivers().writer(DATA, append=False)
+    await writer.write([content])
+    await writer.flush()
+    await append(drivers(), b"theirs")
+    with pytest.raises(ContentChanged):
+        await writer.write([b"ours"])
+        await writer.flush()
+    with pytest.raises(ContentChanged):
+        await writer.flush()
+    await writer.close()
+    await published(drivers())
+    assert stored.content(BLOB) == content + b"theirs"
+
+
+async def test_the_version_is_that_of_the_last_writer(drivers: Drivers, payload: Payload) -> None:
+    """Also in another process; as long as nobody has written anything else."""
+    content = payload(6 * MEBIBYTE)
+    writer = await drivers(part_size=PART).writer(DATA, append=False)
+    await writer.write([content])
+    await writer.flush()
+    version = writer.version()
+    await writer.close()
+    other = await drivers().writer(DATA, append=True)
+    assert other.version() == version
+    await other.close()
+    for _ in range(2):  # the second time it is an object
+        async with await drivers().seal(DATA) as sealed:
+            assert sealed.version == version
+    await append(drivers(), b"x")
+    async with await drivers().seal(DATA) as sealed:
+        assert sealed.version != version
+
+
+async def test_the_version_of_other_bytes_is_another(drivers: Drivers, stored, payload: Payload) -> None:
+    """Somebody has replaced a part by one of the same size."""
+    writer = await drivers(part_size=PART).writer(DATA, append=False)
+    await writer.write([payload(2 * PART)])
+    await writer.flush()
+    version = writer.version()
+    await writer.close()
+    ((_, upload_id),) = stored.uploads()
+    stored.client.upload_part(
+        Bucket="registry", Key=stored.key(DATA), UploadId=upload_id, PartNumber=1, Body=payload(PART)
+    )
+    async with await drivers().seal(DATA) as sealed:
+        assert sealed.version != version
+
+
+async def test_a_sealed_upload_that_somebody_replaces(drivers: Drivers, stored) -> None:
+    """Nothing is published, and nothing of it is read as if it were what was sealed."""
+    stored.begin(DATA, (1, b"content"))
+    async with await drivers().seal(DATA) as sealed:
+        stored.put(DATA, b"CONTENT")
+        with pytest.raises(ContentChanged):
+            await sealed.read(0, 7)
+        with pytest.raises(ContentChanged):
+            await sealed.publish(BLOB)
+
+
+# --- speed and memory ------------------------------------------------------------------------------------------------
+
+
+async def test_parts_are_stored_while_more_is_written(drivers: Drivers, proxy: S3Proxy, payload: Payload) -> None:
+    """Several at a time, no more than may be; then the writer has to wait."""
+    proxy.fail("stall", "UploadPart", times=100)
+    driver = drivers(endpoint_url=proxy.url, part_size=PART, parts_in_flight=3)
+    writer = await driver.writer(DATA, append=False)
+    content = payload(8 * PART)
+
+    async def write() -> None:
+        for start in range(0, len(content), PART):
+            await writer.write([content[start : start + PART]])
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            while proxy.counts["UploadPart"] < 3:
+                await trio.sleep(0.01)  # polling interval
+            # Three are on their way, the fourth is full, and nothing more is taken.
+            await trio.sleep(0.3)  # for something not to happen
+            assert proxy.counts["UploadPart"] == 3
+            assert writer.size <= 4 * PART
+            proxy.heal()
+        await writer.flush()
+    assert writer.size == (await driver.stat(DATA)).size == len(content)
+    await writer.close()
+    async with await driver.seal(DATA) as sealed:
+        assert await sealed.read(0, len(content)) == content
+
+
+async def test_closing_forgets_what_is_on_its_way(drivers: Drivers, proxy: S3Proxy, payload: Payload) -> None:
+    """It does not wait for a store that does not answer."""
+    proxy.fail("stall", "UploadPart", times=100)
+    driver = drivers(endpoint_url=proxy.url, part_size=PART)
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([payload(2 * PART)])
+    with trio.fail_after(2):
+        await writer.close()
+        await driver.close()
+
+
+@pytest.mark.parametrize("threshold", [PART, None])
+async def test_copying_in_parts(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, threshold: int) -> None:
+    """Above the threshold, side by side; no byte comes through this machine."""
+    content = payload(3 * PART + 1)
+    stored.put(DATA, content)
+    driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=threshold)
+    await published(driver)
+    assert stored.content(BLOB) == content
+    assert proxy.counts["UploadPartCopy"] == (3 if threshold else 0)
+    assert proxy.bytes_through < 100_000
