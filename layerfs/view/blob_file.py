@@ -68,7 +68,7 @@ class BlobFile(ListedNode):
             # The kernel believes the size that it was told: a reader would take the missing end for the end.
             reader.close()
             raise ShortRead(self.path, f"its blob has {reader.size} bytes left of {self.blob.size}")
-        return BlobHandle(self._state, self.path, reader)
+        return BlobHandle(self._state, self.path, self.blob.digest, reader)
 
 
 class LayerFile(BlobFile):
@@ -98,10 +98,9 @@ class ManifestFile(BlobFile):
 class BlobHandle(Handle):
     """An open blob."""
 
-    def __init__(self, state: MountState, path: str, reader: FileReader) -> None:
+    def __init__(self, state: MountState, path: str, digest: Digest, reader: FileReader) -> None:
         self.path = path
-        self._reader = reader
-        self._ahead = ReadAhead(reader, state.read_ahead, lambda task: state.start(task, f"read-ahead of {path}"))
+        self._ahead = ReadAhead(reader, state.read_ahead, key=digest)
         # The way of a read that need not wait is one call, not two.
         self.read_nowait = reader.read_nowait  # type: ignore[method-assign]
 
@@ -110,4 +109,3 @@ class BlobHandle(Handle):
 
     async def release(self) -> None:
         self._ahead.close()
-        self._reader.close()

@@ -20,7 +20,7 @@ from layerfs.registry import LayerService, Registry, UploadInfo
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.tags import TagService
 from layerfs.view.nodes import DirectoryEntry, Node
-from layerfs.view.readahead import ReadAheadBudget
+from layerfs.view.readahead import PartPool
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class MountState:
         self.fresh_repositories: set[str] = set()
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.upload_listings: ExpiringListings[UploadInfo] = ExpiringListings(options.metadata_ttl)
-        self.read_ahead = ReadAheadBudget()
+        self.read_ahead = PartPool(lambda task: self.start(task, "reading ahead"))
         self.manifest_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.tag_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.index_listings: ExpiringListings[IndexEntry] = ExpiringListings(options.metadata_ttl)
