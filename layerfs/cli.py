@@ -7,25 +7,37 @@ and all below it, is imported where it is started.
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from layerfs import cli_maintenance, cli_reading, config, detach, exits, logs, umount
+from layerfs import cli_maintenance, cli_reading, command, config, detach, exits, logs, mount_helper, umount
 from layerfs import mountpoint as mountpoints
 from layerfs.config import MountConfig
 from layerfs.detach import Outcome
 from layerfs.exits import ExitCode
+from layerfs.mount_helper import MountExit
+
+if TYPE_CHECKING:
+    from layerfs.source import Source
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs the command line and exits with its exit code."""
+    """Runs the command line and exits with its exit code. Called as `mount.layerfs`, it is what mount(8) runs."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if mount_helper.is_called(sys.argv[0], given, layerfs.commands):
+        sys.exit(_mount_for_mount8(given))
+    sys.exit(_run(given))
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        exit_code = layerfs.main(arguments, prog_name="layerfs", standalone_mode=False)
+        exit_code: int = layerfs.main(arguments, prog_name="layerfs", standalone_mode=False)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "layerfs"
@@ -33,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         exit_code = _fail(usage, f"{error.format_message().rstrip('.')} (see '{command} --help')")
     except (click.Abort, KeyboardInterrupt):
         exit_code = _fail(ExitCode.INTERRUPTED, "interrupted")
-    sys.exit(exit_code)
+    return exit_code
 
 
 def _fail(exit_code: int, message: str) -> int:
@@ -82,12 +94,24 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
     return click.option(*names, is_flag=True, default=None, help=explanation)
 
 
-@layerfs.command(epilog=exits.DESCRIPTION)
-@click.argument("source", metavar="SOURCE")
+def _from_registry_config(source: Source) -> dict[str, Any]:
+    """What a registry's configuration says of a mount; everything that is said to layerfs itself wins."""
+    if isinstance(source, str):
+        return {}
+    fields: dict[str, Any] = {"allow_delete": source.allow_delete, "read_only": source.read_only}
+    return fields | ({} if source.cache is None else {"cache": source.cache})
+
+
+@layerfs.command(cls=command.SourceCommand, epilog=exits.DESCRIPTION)
+@command.source_argument()
 @click.argument("mountpoint", metavar="MOUNTPOINT")
 @click.option("--daemon", is_flag=True, help="Return when the mount answers, and serve it in the background.")
 @_flag("-r", "--read-only", explanation="Answer every change with 'Read-only file system'.")
-@_flag("--allow-delete", explanation="Let 'rm' remove a layer from its repository (never its bytes).")
+@_flag(
+    "--allow-delete/--no-allow-delete",
+    explanation="Let 'rm' remove a layer from its repository (never its bytes) [default: as the registry's "
+    "configuration says, else no].",
+)
 @_flag("--allow-other", explanation="Let other users than this one use the mount.")
 @_flag("--create", explanation="Begin an empty registry in SOURCE if it holds none.")
 @_flag(
@@ -99,7 +123,7 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
     "--cache",
     "CACHE",
     "Where to remember what blobs there are: none, memory, or redis://HOST:PORT/DATABASE, to be shared with a registry "
-    f"[default: {config.CACHE_VARIABLE} of the environment, else memory].",
+    f"[default: {config.CACHE_VARIABLE} of the environment, else the registry's Redis, else memory].",
 )
 @_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
 @_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")
@@ -120,19 +144,24 @@ def _flag(*names: str, explanation: str) -> Callable[[Callable[..., Any]], Calla
     callback=_parse_mount_options,
     help="The same options as mount(8) writes them: -o ro,allow_other,metadata_ttl=5.",
 )
-def mount(daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: Any) -> int:
+def mount(source: Source, daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: Any) -> int:
     """Mounts the registry storage SOURCE on the directory MOUNTPOINT.
 
     SOURCE is the root directory that a registry is configured with (the one that has docker/registry/v2 in it), as a
-    path or as a URL such as s3://bucket/prefix. The mount is served until MOUNTPOINT is unmounted or a signal (Ctrl-C,
-    SIGTERM) ends it; both let the requests and uploads that are under way finish.
+    path or as a URL such as s3://bucket/prefix. Or it is left out, and --config names the registry's configuration.
+
+    The mount is served until MOUNTPOINT is unmounted or a signal (Ctrl-C, SIGTERM) ends it; both let the requests and
+    uploads that are under way finish.
     """
-    fields = _from_environment() | mount_options | {name: value for name, value in given.items() if value is not None}
+    if "config" in mount_options:
+        source = command.find_source(_as_given(source), mount_options.pop("config"), click.get_current_context())
+    said = {name: value for name, value in given.items() if value is not None}
+    fields = _from_registry_config(source) | _from_environment() | mount_options | said
     if verbose:
         fields["log_level"] = "debug"
-    settings = MountConfig(**fields)
-    if not settings.source or not settings.mountpoint:
-        raise click.UsageError("SOURCE and MOUNTPOINT must not be empty")
+    settings = MountConfig(source=source, **fields)
+    if not settings.mountpoint:
+        raise click.UsageError("MOUNTPOINT must not be empty")
     if settings.create and settings.read_only:
         raise click.UsageError("--create makes a registry, which --read-only forbids: use one of them")
     if daemon:
@@ -140,6 +169,12 @@ def mount(daemon: bool, verbose: bool, mount_options: dict[str, Any], **given: A
     else:
         outcome = _serve(settings, lambda: None, detached=False)
     return outcome.exit_code if outcome.error is None else _fail(outcome.exit_code, outcome.error)
+
+
+def _as_given(source: Source) -> str:
+    if isinstance(source, str):
+        return source
+    raise click.UsageError("use one of --config and -o config=…")
 
 
 def _serve(settings: MountConfig, ready: Callable[[], None], *, detached: bool) -> Outcome:
@@ -162,6 +197,37 @@ def _serve(settings: MountConfig, ready: Callable[[], None], *, detached: bool) 
             log.error("%s", error)
         return Outcome(error.exit_code, str(error))
     return Outcome(ExitCode.OK)
+
+
+# --- mount(8) ------------------------------------------------------------------------------------------------
+
+
+def _mount_for_mount8(arguments: Sequence[str]) -> int:
+    """Mounts what mount(8) asks for, and returns its exit codes."""
+    try:
+        request = mount_helper.parse(arguments)
+        if request.environment:
+            mount_helper.begin_again(request)
+        if request.is_verbose:
+            click.echo(logs.one_line(shlex.join(["layerfs", "mount", *request.mount_arguments()])))
+        context = mount.make_context("mount", request.mount_arguments())
+    except (mount_helper.HelperUsage, config.InvalidOption) as error:
+        return _fail(MountExit.USAGE, str(error))
+    except click.ClickException as error:
+        return _fail(MountExit.USAGE, error.format_message().rstrip("."))
+    if request.is_fake:
+        return MountExit.OK
+    try:
+        with context:
+            exit_code: int = mount.invoke(context)
+    except click.ClickException as error:
+        return _fail(MountExit.USAGE, error.format_message().rstrip("."))
+    except (click.Abort, KeyboardInterrupt):
+        return _fail(MountExit.INTERRUPTED, "interrupted")
+    except OSError as error:
+        return _fail(MountExit.SYSTEM, f"cannot start the daemon: {error.strerror}")
+    # What is wrong with the options is known by now: what is left was found out while mounting.
+    return MountExit.FAILED if exit_code == ExitCode.USAGE else exit_code
 
 
 # --- umount --------------------------------------------------------------------------------------------------

@@ -13,13 +13,22 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from layerfs.command import Output, OutputFailed, report_bug, run_on_registry, say
+from layerfs.command import (
+    Output,
+    OutputFailed,
+    SourceCommand,
+    report_bug,
+    run_on_registry,
+    say,
+    source_argument,
+)
 from layerfs.exits import ExitCode
 
 if TYPE_CHECKING:
     from layerfs.progress import ProgressDisplay
     from layerfs.registry import Registry
     from layerfs.registry.maintenance import FailedUpload, Fault, KeptUpload, PurgedUpload
+    from layerfs.source import Source
 
 _FORMAT = click.option(
     "--format",
@@ -53,20 +62,20 @@ Exit codes, those of fsck(8), added up:
 """
 
 
-class _CheckCommand(click.Command):
+class _CheckCommand(SourceCommand):
     #: What `cli.main` exits with when the arguments are wrong.
     usage_exit_code = CheckExitCode.USAGE
 
 
 @click.command("check", cls=_CheckCommand, epilog=_CHECK_EXIT_CODES)
-@click.argument("source", metavar="SOURCE")
+@source_argument()
 @click.option("--deep", is_flag=True, help="Read every blob and compare its bytes with its digest.")
 @click.option("--repository", "repositories", metavar="NAME", multiple=True, help="Only this one; may be repeated.")
 @click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=4, help="How much is read at a time.", show_default=True
 )
 @_FORMAT
-def check_command(source: str, deep: bool, repositories: tuple[str, ...], jobs: int, output_format: str) -> int:
+def check_command(source: Source, deep: bool, repositories: tuple[str, ...], jobs: int, output_format: str) -> int:
     """Finds what is wrong in the registry storage SOURCE, and changes nothing.
 
     SOURCE is what `layerfs mount` takes. Registries and mounts may go on using it meanwhile. Nothing is printed if
@@ -201,8 +210,8 @@ def _age_option(_context: click.Context, _parameter: click.Parameter, text: str)
         raise click.UsageError(str(error)) from None
 
 
-@click.command("purge-uploads", epilog=_PURGE_EXIT_CODES)
-@click.argument("source", metavar="SOURCE")
+@click.command("purge-uploads", cls=SourceCommand, epilog=_PURGE_EXIT_CODES)
+@source_argument()
 @click.option(
     "--older-than",
     metavar="AGE",
@@ -213,7 +222,7 @@ def _age_option(_context: click.Context, _parameter: click.Parameter, text: str)
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be deleted.")
 @_FORMAT
-def purge_uploads_command(source: str, older_than: timedelta, dry_run: bool, output_format: str) -> int:
+def purge_uploads_command(source: Source, older_than: timedelta, dry_run: bool, output_format: str) -> int:
     """Deletes unfinished uploads from the registry storage SOURCE that nobody will finish.
 
     Also those that no registry ever purges: of which it is not known when they were begun (then the last change

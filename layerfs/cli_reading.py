@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from layerfs.command import Fields, Output, OutputFailed, Work, report_bug, run_on_registry, say
+from layerfs.command import (
+    Fields,
+    Output,
+    OutputFailed,
+    SourceCommand,
+    Work,
+    report_bug,
+    run_on_registry,
+    say,
+    source_argument,
+)
 from layerfs.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
     from layerfs.reading import Image, ListedManifest, Part
     from layerfs.reference import Reference
     from layerfs.registry import Registry, Repository
+    from layerfs.source import Source
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -35,7 +46,7 @@ Exit codes:
 # --- running -----------------------------------------------------------------------------------------------------
 
 
-def _run(source: str, work: Work) -> int:
+def _run(source: Source, work: Work) -> int:
     """The exit code of what `work` does, with the reason said if it is not 0."""
     try:
         return run_on_registry(source, work, verb="read")
@@ -80,7 +91,6 @@ def _reference(_context: click.Context, _parameter: click.Parameter, text: str |
         raise click.UsageError(str(error)) from None
 
 
-_SOURCE = click.argument("source", metavar="SOURCE")
 _IMAGE = click.argument("reference", metavar="REPO:TAG|REPO@DIGEST", callback=_reference)
 _FORMAT = click.option(
     "--format",
@@ -103,15 +113,15 @@ class _ListOptions:
     uploads: bool
 
 
-@click.command("ls", epilog=_EXIT_CODES)
-@_SOURCE
+@click.command("ls", cls=SourceCommand, epilog=_EXIT_CODES)
+@source_argument()
 @click.argument("reference", metavar="[REPO[:TAG|@DIGEST]]", required=False, callback=_reference)
 @click.option("-l", "--long", is_flag=True, help="Of repositories: how many tags, layers and uploads each has.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Of a repository: manifests without a tag as well.")
 @click.option("--layers", is_flag=True, help="Of a repository: its layers.")
 @click.option("--uploads", is_flag=True, help="Of a repository: its unfinished uploads.")
 @_FORMAT
-def ls_command(source: str, reference: Reference | None, output_format: str, **given: bool) -> int:
+def ls_command(source: Source, reference: Reference | None, output_format: str, **given: bool) -> int:
     """Lists the repositories in SOURCE, what a repository has, or what a manifest refers to.
 
     SOURCE is what `layerfs mount` takes. Nothing is mounted, and nothing is changed.
@@ -259,10 +269,10 @@ def _part_fields(part: Part) -> Fields:
 # --- cat ---------------------------------------------------------------------------------------------------------
 
 
-@click.command("cat", epilog=_EXIT_CODES)
-@_SOURCE
+@click.command("cat", cls=SourceCommand, epilog=_EXIT_CODES)
+@source_argument()
 @_IMAGE
-def cat_command(source: str, reference: Reference) -> int:
+def cat_command(source: Source, reference: Reference) -> int:
     """Writes a manifest or a layer to standard output, exactly as it is stored.
 
     The bytes are compared with their digest while they are written. If they do not match, that is known only when all
@@ -298,13 +308,13 @@ async def _copy(repository: Repository, name: LayerName, output: Output) -> None
 # --- inspect -----------------------------------------------------------------------------------------------------
 
 
-@click.command("inspect", epilog=_EXIT_CODES)
-@_SOURCE
+@click.command("inspect", cls=SourceCommand, epilog=_EXIT_CODES)
+@source_argument("--registry-config")  # `--config` is the image's, as it is to skopeo
 @_IMAGE
 @click.option("--raw", is_flag=True, help="The manifest itself, exactly as it is stored.")
 @click.option("--config", is_flag=True, help="The configuration of the image, exactly as it is stored.")
 @_FORMAT
-def inspect_command(source: str, reference: Reference, raw: bool, config: bool, output_format: str) -> int:
+def inspect_command(source: Source, reference: Reference, raw: bool, config: bool, output_format: str) -> int:
     """Shows what a manifest, and the configuration of its image, say."""
     if raw and config:
         raise click.UsageError("use one of --raw and --config")

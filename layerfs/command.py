@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import click
 
@@ -19,6 +19,7 @@ from layerfs import logs
 
 if TYPE_CHECKING:
     from layerfs.registry import Registry
+    from layerfs.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,95 @@ Fields: TypeAlias = dict[str, Any]
 
 class OutputFailed(Exception):
     """Standard output takes nothing (any more); the message says why."""
+
+
+# --- SOURCE ------------------------------------------------------------------------------------------------------
+
+#: What a SOURCE can be beside `--config` where there has to be one, as in fstab(5).
+NO_SOURCE: Final = "none"
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+
+class SourceCommand(click.Command):
+    """A command with a SOURCE, which it gets as a path or URL, or as the configuration that `--config` names.
+
+    With `--config` SOURCE is left out. If it is there nevertheless, it has to be the same storage, or `none`.
+    """
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        context.meta[_WITHOUT_SOURCE] = self._is_without_source(context, arguments)
+        rest = super().parse_args(context, arguments)
+        file = context.params.pop("registry_config", None)
+        if not context.resilient_parsing:
+            context.params["source"] = find_source(context.params.get("source"), file, context)
+        return rest
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        """All but SOURCE, where it is left out."""
+        parameters = super().get_params(context)
+        if context.meta.get(_WITHOUT_SOURCE):
+            return [parameter for parameter in parameters if parameter.name != "source"]
+        return parameters
+
+    def _is_without_source(self, context: click.Context, arguments: list[str]) -> bool:
+        """Whether there is a `--config`, and one argument less than there could be."""
+        given, _, _ = self.make_parser(context).parse_args(list(arguments))
+        names = [each.name for each in self.params if isinstance(each, click.Argument)]
+        return given.get("registry_config") is not None and not _is_given(given.get(names[-1] or ""))
+
+
+_WITHOUT_SOURCE: Final = "layerfs.without_source"
+
+
+def _is_given(value: object) -> bool:
+    # What click has for an argument that is not there is None, or a marker of its own since 8.3.
+    return isinstance(value, str)
+
+
+def source_argument(*names: str) -> Callable[[_Decorated], _Decorated]:
+    """Gives a `SourceCommand` its SOURCE, and the option of these names in place of it."""
+    names = names or ("--config", "--registry-config")
+    explanation = "Read where the storage is from FILE, a registry's own configuration; SOURCE is left out then."
+
+    def decorate(function: _Decorated) -> _Decorated:
+        option = click.option(*names, "registry_config", metavar="FILE", help=explanation)
+        return click.argument("source", metavar="SOURCE")(option(function))
+
+    return decorate
+
+
+def find_source(source: str | None, file: str | None, context: click.Context) -> Source:
+    """What SOURCE and `--config` mean together. Raises `click.UsageError`."""
+    if file is None:
+        if not source:
+            raise click.UsageError("SOURCE must not be empty", context)
+        return source
+    if not file:
+        raise click.UsageError("the FILE of --config must not be empty", context)
+    from layerfs.registry_config import InvalidConfiguration, load_registry_config
+
+    try:
+        configured = load_registry_config(file)
+    except InvalidConfiguration as error:
+        raise click.UsageError(str(error), context) from None
+    if source is not None and _plain(source) not in (NO_SOURCE, configured.name):
+        # Without SOURCE itself, in which there may be a secret.
+        raise click.UsageError(
+            f"SOURCE is not the storage that {configured.file!r} configures, {configured.name!r}: leave it out",
+            context,
+        )
+    return configured
+
+
+def _plain(source: str) -> str:
+    """A SOURCE as a configuration's name is written."""
+    if source == NO_SOURCE:
+        return source
+    return source.rstrip("/") if "://" in source else os.path.abspath(source)
+
+
+# --- output ------------------------------------------------------------------------------------------------------
 
 
 class Output:
@@ -101,13 +191,11 @@ def _is_number(cell: str) -> bool:
 Work: TypeAlias = Callable[["Registry", Output], Coroutine[Any, Any, int]]
 
 
-def run_on_registry(source: str, work: Work, *, verb: str) -> int:
+def run_on_registry(source: Source, work: Work, *, verb: str) -> int:
     """Opens the registry in `source` and returns what `work` does; raises what stops it, out of any group.
 
     Where nobody reads the output any more, the process ends by SIGPIPE.
     """
-    if not source:
-        raise click.UsageError("SOURCE must not be empty")
     logs.configure(level="warning", log_format="text", log_file=None, detached=False)
     import trio
 

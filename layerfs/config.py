@@ -11,23 +11,31 @@ import math
 import os
 import pwd
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from layerfs.errors import LayerfsError
+
+if TYPE_CHECKING:
+    from layerfs.registry_config import RegistryConfig
 
 
 class InvalidOption(LayerfsError):
     """A mount option that does not exist, or whose value has no meaning."""
 
 
+class UnknownOption(InvalidOption):
+    """A word among mount options that means nothing to layerfs, and nothing to file systems in general."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountConfig:
     """Everything that a mount is made with. Times are in seconds."""
 
-    source: str
+    #: A path or URL, or what `--config` names.
+    source: str | RegistryConfig
     mountpoint: str
     #: Every change is answered with EROFS.
     read_only: bool = False
@@ -66,10 +74,12 @@ _REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 
-#: What mount(8), fstab(5) and systemd hand to every file system. Most are about the mount as a whole and done by
-#: others; suid and dev are never granted whatever is asked. `rw` is the default, and does not undo `ro`.
+#: What mount(8), fstab(5), systemd and mount.fuse3 hand to every file system. Most are about the mount as a whole and
+#: done by others; suid and dev are never granted whatever is asked. `rw` is the default, and does not undo `ro`.
 _IGNORED_WORD: Final = re.compile(
-    r"rw|a?sync|(no|rel)?atime|(no)?(dev|suid|exec|auto|user)|users|owner|group|_netdev|nofail|defaults|remount|[xX]-.*",
+    r"rw|a?sync|dirsync|(no|rel|strict)?atime|(no)?(diratime|lazytime)|(no)?(dev|suid|exec|auto|user|mand|symfollow)"
+    r"|users|owner|group|silent|loud|_netdev|nofail|defaults|remount|comment|[xX]-.*"
+    r"|default_permissions|fsname|subtype|uhelper|helper",
     re.DOTALL,
 )
 
@@ -84,17 +94,36 @@ _FLAGS: Final[Mapping[str, str]] = {
 
 _TRUTH: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-#: `\` keeps the comma (or backslash) after it.
-_WORD: Final = re.compile(r"(?:\\.|[^,])+", re.DOTALL)
+#: `\` keeps the comma (or backslash) after it, and so do quotes around a value. mount(8) knows both.
+_WORD: Final = re.compile(r'(?:\\.|="[^"]*"(?=,|$)|[^,])+', re.DOTALL)
+_QUOTED: Final = re.compile(r'([^="]*=)"([^"]*)"', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\([,\\])")
 
 
 def parse_mount_options(text: str) -> dict[str, Any]:
-    """The fields of `MountConfig` that `-o text` sets; raises `InvalidOption` for a word that nobody knows."""
+    """The fields of `MountConfig` that `-o text` sets, and `config`, the name of a registry's configuration.
+
+    Raises `InvalidOption` for a word that nobody knows.
+    """
     fields: dict[str, Any] = {}
-    for match in _WORD.finditer(text):
-        fields.update(_parse_word(_ESCAPED.sub(r"\1", match.group())))
+    for word in split_mount_options(text):
+        fields.update(_parse_word(word))
     return fields
+
+
+def split_mount_options(text: str) -> list[str]:
+    r"""The words of `-o text`. Inside a word `\,` is a comma and `\\` a backslash; a value may be in double quotes."""
+    return [_plain_word(match.group()) for match in _WORD.finditer(text)]
+
+
+def _plain_word(written: str) -> str:
+    quoted = _QUOTED.fullmatch(written)
+    return "".join(quoted.groups()) if quoted else _ESCAPED.sub(r"\1", written)
+
+
+def join_mount_options(words: Iterable[str]) -> str:
+    """The text that `split_mount_options` makes these words of."""
+    return ",".join(re.sub(r"[,\\]", r"\\\g<0>", word) for word in words)
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -139,7 +168,7 @@ def _parse_word(word: str) -> dict[str, Any]:
     if not key or _IGNORED_WORD.fullmatch(key):
         return {}
     known = ", ".join(sorted({*_FLAGS, *_VALUES}))
-    raise InvalidOption(f"unknown mount option {word!r}; known are {known}")
+    raise UnknownOption(f"unknown mount option {word!r}; known are {known}")
 
 
 def _parse_flag(name: str, text: str) -> bool:
@@ -197,6 +226,7 @@ def _parse_path(text: str) -> str:
 
 
 _VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
+    "config": _parse_path,
     "cache": partial(parse_cache, is_public=True),
     "uid": partial(_parse_owner, "uid", lambda name: pwd.getpwnam(name).pw_uid),
     "gid": partial(_parse_owner, "gid", lambda name: grp.getgrnam(name).gr_gid),

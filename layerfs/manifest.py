@@ -12,7 +12,7 @@ import binascii
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
 from layerfs.digest import Digest
@@ -82,12 +82,19 @@ class Descriptor:
     urls: tuple[str, ...] = ()
 
 
+class Pattern(Protocol):
+    """A compiled regular expression, of whichever library."""
+
+    def search(self, text: str, /) -> object:
+        """Something true if it is found in the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class UrlRules:
     """Which urls layers may have: all that `allow` finds something in, but none that `deny` does."""
 
-    allow: re.Pattern[str] | None = None
-    deny: re.Pattern[str] | None = None
+    allow: Pattern | None = None
+    deny: Pattern | None = None
 
     def check(self, layer: Descriptor, url: str) -> None:
         """Raises `ManifestInvalidUrl`."""

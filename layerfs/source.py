@@ -1,21 +1,25 @@
 """The SOURCE of a command: the registry in it, opened and closed again, and what can be said of it to everybody.
 
+It is a path or URL, or a registry's own configuration (`--config`).
+
 Needs no FUSE: commands that only look at a storage use it as the daemon does.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
-from urllib.parse import unquote, urlsplit
+from typing import Final, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import trio
 
 from layerfs.driver.interface import StorageDriver
-from layerfs.driver.sources import open_driver
+from layerfs.driver.sources import Storage, open_driver
 from layerfs.errors import (
     AccessDenied,
     InvalidName,
@@ -27,8 +31,14 @@ from layerfs.errors import (
     UnknownSource,
     UnsupportedByDriver,
 )
+from layerfs.manifest import NO_URLS
 from layerfs.registry import Registry
 from layerfs.registry.cache import DescriptorCache, open_cache
+from layerfs.registry_config import RegistryConfig
+
+log = logging.getLogger(__name__)
+
+Source: TypeAlias = str | RegistryConfig
 
 #: Seconds for letting go of a storage, whatever it does.
 CLOSE_SECONDS: Final = 5.0
@@ -44,6 +54,9 @@ USER_ERRORS: Final = (
     UnknownSource,
     UnsupportedByDriver,
 )
+
+#: In the names of parameters that hold credentials.
+_CREDENTIALS: Final = "key|secret|token|password|credential"
 
 #: A source that ends in a part of the layout inside a storage.
 _INSIDE_STORAGE: Final = re.compile(r"(?P<root>.*)/docker(/registry(/v2(/.*)?)?)?/*", re.DOTALL)
@@ -62,23 +75,30 @@ class SourceUnusable(LayerfsError):
         return isinstance(self.__cause__, USER_ERRORS)
 
 
-def local_path(source: str) -> str | None:
+def local_path(source: Source) -> str | None:
     """The directory that a source names, if it is on this machine."""
+    if isinstance(source, RegistryConfig):
+        return source.storage if isinstance(source.storage, str) else None
     if "://" not in source:
         return os.path.abspath(source)
-    parts = urlsplit(source)
-    return unquote(parts.path) if parts.scheme == "file" else None
+    if source.partition("://")[0].lower() != "file":
+        return None
+    with contextlib.suppress(ValueError):
+        return unquote(urlsplit(source).path)
+    return None
 
 
-def display_name(source: str) -> str:
+def display_name(source: Source) -> str:
     """The source as everybody may see it: no credentials, no query."""
+    if isinstance(source, RegistryConfig):
+        return source.name
     local = local_path(source)
     return local if local is not None else re.sub(r"(?<=://)[^/@]*@", "", source).partition("?")[0]
 
 
 @asynccontextmanager
 async def open_registry(
-    source: str,
+    source: Source,
     *,
     verb: str,
     may_create: bool = False,
@@ -94,34 +114,52 @@ async def open_registry(
     nothing, and other storage after `metadata_ttl` seconds. Raises `SourceUnusable`, `CacheUnusable`.
     """
     descriptors = open_cache(cache)
-    is_local = local_path(source) is not None
-    source = local_path(source) or source
+    configured = source if isinstance(source, RegistryConfig) else None
+    for warning in configured.warnings if configured else ():
+        log.warning("%s", warning)
+    storage = _storage_of(source)
     try:
-        driver = await _find_storage(source, verb=verb, create=create)
+        driver = await _find_storage(storage, verb=verb, create=create)
     except LayerfsError as error:
-        name = display_name(source)
-        # What a driver says may quote the source as it was given, credentials and all.
-        reason = str(error).replace(source, name)
+        reason = _without_secrets(str(error), source)
         advice = _advice(source, error, verb=verb, may_create=may_create)
-        raise SourceUnusable(f"cannot {verb} {name!r}: {reason}{advice}") from error
+        raise SourceUnusable(f"cannot {verb} {_long_name(source)}: {reason}{advice}") from error
     try:
         yield Registry(
             driver,
+            urls=configured.urls if configured else NO_URLS,
             trust_hash_states=trust_hash_states,
             cache=descriptors,
-            believe_for=0.0 if is_local else metadata_ttl,
+            believe_for=0.0 if local_path(source) is not None else metadata_ttl,
         )
     finally:
         await _close(driver, descriptors)
 
 
-def _advice(source: str, error: LayerfsError, *, verb: str, may_create: bool) -> str:
+def _storage_of(source: Source) -> Storage:
+    return source.storage if isinstance(source, RegistryConfig) else local_path(source) or source
+
+
+def _long_name(source: Source) -> str:
+    """The source, and where it comes from, in a message."""
+    configured = f", which {source.file!r} configures" if isinstance(source, RegistryConfig) else ""
+    return f"{display_name(source)!r}{configured}"
+
+
+def _without_secrets(text: str, source: Source) -> str:
+    """What a driver says may quote the source as it was given, credentials and all."""
+    return text.replace(source, display_name(source)) if isinstance(source, str) and source else text
+
+
+def _advice(source: Source, error: LayerfsError, *, verb: str, may_create: bool) -> str:
     match error:
         case InsideStorage():
             return ""
         case NotARegistry():
-            return ", or use --create to begin an empty registry here" if may_create else ""
-        case PathNotFound() if os.path.exists(source):
+            empty = " It may also be that nothing was ever pushed there" if isinstance(source, RegistryConfig) else ""
+            begin = ", or use --create to begin an empty registry here" if may_create else ""
+            return f".{empty}{begin}" if empty else begin
+        case PathNotFound() if os.path.exists(local_path(source) or ""):
             return ". It is not a directory: name the root directory of a registry's storage"
         case PathNotFound():
             return ". Check the name" + (", or begin an empty registry there with --create" if may_create else "")
@@ -131,21 +169,43 @@ def _advice(source: str, error: LayerfsError, *, verb: str, may_create: bool) ->
             return ""
 
 
-async def _find_storage(source: str, *, verb: str, create: bool) -> StorageDriver:
+async def _find_storage(source: Storage, *, verb: str, create: bool) -> StorageDriver:
     """The driver of `source`, where there is a registry.
 
     Raises `NotARegistry`, with the right source if this one lies inside a storage.
     """
+    if isinstance(source, str):
+        _check_no_credentials(source)
     try:
         return await _open(source, create=False)
     except (NotARegistry, PathNotFound):
-        storage = await _storage_around(source)
+        storage = await _storage_around(source) if isinstance(source, str) else None
         if storage is not None:
             right = display_name(storage)
             raise InsideStorage(f"it is a folder inside a registry's storage; {verb} {right!r}") from None
         if not create:
             raise
     return await _open(source, create=True)
+
+
+def _check_no_credentials(source: str) -> None:
+    """Raises `UnknownSource` for a URL with a secret in it, whichever driver it is for.
+
+    A name alone before the `@` is none: SFTP has it.
+    """
+    if "://" not in source:
+        return
+    try:
+        parts = urlsplit(source)
+    except ValueError as error:
+        raise UnknownSource(display_name(source), f"it is no URL: {error}") from error
+    words = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if ":" in parts.netloc.rpartition("@")[0] or any(re.search(_CREDENTIALS, word) for word in words):
+        raise UnknownSource(
+            display_name(source),
+            "credentials in a URL are seen by everybody who lists processes: put them into the environment or the "
+            "files where the client library of this storage looks for them, or use --config",
+        )
 
 
 async def _storage_around(source: str) -> str | None:
@@ -161,7 +221,7 @@ async def _storage_around(source: str) -> str | None:
     return storage
 
 
-async def _open(source: str, *, create: bool) -> StorageDriver:
+async def _open(source: Storage, *, create: bool) -> StorageDriver:
     driver = open_driver(source, create=create)
     try:
         await Registry.open(driver, create=create)

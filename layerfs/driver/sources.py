@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
+from layerfs.driver.s3_options import S3Options, parse_s3_url
 from layerfs.errors import UnknownSource
 
+#: A path or URL, or the options of a driver.
+Storage: TypeAlias = str | S3Options
 
-def open_driver(source: str, *, create: bool = False) -> StorageDriver:
+
+def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
     """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), `s3://bucket/prefix` (the options
-    are in `s3_options`), or another URL that fsspec knows.
+    are in `s3_options`), or another URL that fsspec knows; or for the options of one.
 
     `create` makes a local directory that is missing. Raises `UnknownSource`, or what the driver raises if it cannot
     reach its storage.
     """
+    if isinstance(source, S3Options):
+        return _s3_driver(source)
     if "://" not in source:
         return LocalDriver(_given(source, source), create=create)
     scheme = source.partition("://")[0].lower()
@@ -27,24 +34,22 @@ def open_driver(source: str, *, create: bool = False) -> StorageDriver:
     if scheme == "memory":
         return MemoryDriver()
     if scheme == "s3":
-        return _s3_driver(source)
+        return _s3_driver(parse_s3_url(source))
     # Not before it is needed: it takes as long to import as all the rest.
     from layerfs.driver.fsspec import FsspecDriver
 
     return FsspecDriver(source)
 
 
-def _s3_driver(source: str) -> StorageDriver:
+def _s3_driver(options: S3Options) -> StorageDriver:
     try:
         from layerfs.driver.s3 import S3Driver
-        from layerfs.driver.s3_options import parse_s3_url
     except ImportError as error:
-        raise _missing_extra(source, "s3", error) from error
-    return S3Driver(parse_s3_url(source))
+        raise _missing_extra("s3", "s3", error) from error
+    return S3Driver(options)
 
 
-def _missing_extra(source: str, extra: str, error: ImportError) -> UnknownSource:
-    scheme = source.partition("://")[0]
+def _missing_extra(scheme: str, extra: str, error: ImportError) -> UnknownSource:
     return UnknownSource(f"{scheme}://", f"{error.name} is not installed; run pip install 'layerfs[{extra}]'")
 
 
