@@ -70,8 +70,11 @@ def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
     """
     try:
         storage = local_path(config.source)
-        mountpoints.check_fuse(allow_other=config.allow_other)
-        mountpoint = mountpoints.prepare(config.mountpoint, storage=storage)
+        if mountpoints.is_descriptor(config.mountpoint):
+            mountpoint = mountpoints.prepare_mounted(config.mountpoint, storage=storage)
+        else:
+            mountpoints.check_fuse(allow_other=config.allow_other)
+            mountpoint = mountpoints.prepare(config.mountpoint, storage=storage)
         _raise_descriptor_limit(config.max_handles + config.max_uploads + _SPARE_DESCRIPTORS)
         _keep_freed_memory_small()
         trio.run(_Daemon(config, mountpoint, on_ready).serve)
@@ -136,7 +139,10 @@ class _Daemon:
 
     async def _mount(self, registry: Registry, nursery: trio.Nursery) -> None:
         tree = Tree(registry, self._tree_options(), nursery, about=self._about())
-        session = Session(tree, self._mountpoint, self._session_options())
+        # A descriptor that is mounted already goes to libfuse by its own name.
+        is_mounted = mountpoints.is_descriptor(self._config.mountpoint)
+        place = self._config.mountpoint if is_mounted else self._mountpoint
+        session = Session(tree, place, self._session_options())
         session.mount()
         device = _device_of(self._mountpoint)
         self._stop_session = session.stop

@@ -64,6 +64,8 @@ class Mount:
     path: str
     filesystem_type: str
     source: str
+    #: Those of this place (`nosuid`), and those of the file system (`allow_other`).
+    options: frozenset[str] = frozenset()
 
     @property
     def is_ours(self) -> bool:
@@ -91,8 +93,8 @@ def parse_mountinfo(content: bytes) -> list[Mount]:
 
 def _parse_mount(line: bytes) -> Mount:
     before, _, after = line.partition(b" - ")
-    mount_id, parent_id, device, root, path, *_ = before.split(b" ")
-    filesystem_type, source, *_ = after.split(b" ")
+    mount_id, parent_id, device, root, path, options, *_ = before.split(b" ")
+    filesystem_type, source, *more_options = after.split(b" ")
     return Mount(
         mount_id=int(mount_id),
         parent_id=int(parent_id),
@@ -101,6 +103,7 @@ def _parse_mount(line: bytes) -> Mount:
         path=_unescape(path),
         filesystem_type=_unescape(filesystem_type),
         source=_unescape(source),
+        options=frozenset(_unescape(b",".join([options, *more_options])).split(",")),
     )
 
 
@@ -291,6 +294,67 @@ def _place(path: str, mounts: Iterable[Mount]) -> tuple[str, str] | None:
         if mount is not None:
             return mount.device, os.path.normpath(os.path.join(mount.root, os.path.relpath(path, parent)))
     return None
+
+
+# --- mounted already, by somebody with more rights -----------------------------------------------------------
+
+_DESCRIPTOR: Final = re.compile(r"/dev/fd/([0-9]+)")
+
+
+def is_descriptor(mountpoint: str) -> bool:
+    """Whether a mountpoint is not a place but /dev/fuse, opened and mounted already (by mount.fuse3, say)."""
+    return _DESCRIPTOR.fullmatch(mountpoint) is not None
+
+
+def prepare_mounted(mountpoint: str, *, storage: str | None) -> str:
+    """The place where the descriptor `mountpoint` is mounted. Never touches it: nobody answers there yet.
+
+    Raises `MountpointError` if it is not mounted as `layerfs mount` would have done it, or hides the storage.
+    """
+    mount = _mount_of(mountpoint)
+    missing = sorted({"nosuid", "nodev"} - mount.options)
+    if "allow_other" in mount.options and "default_permissions" not in mount.options:
+        missing.append("default_permissions")
+    if missing:
+        raise MountpointError(
+            f"{mount.path!r} is mounted without {' and '.join(missing)}: add -o {','.join(missing)} to what mounts it"
+        )
+    if storage is not None:
+        _check_apart_by_name(mount.path, storage)
+    return mount.path
+
+
+def _mount_of(mountpoint: str) -> Mount:
+    match = _DESCRIPTOR.fullmatch(mountpoint)
+    try:
+        is_fuse = match is not None and os.readlink(f"/proc/self/fd/{match[1]}") == "/dev/fuse"
+    except OSError:
+        is_fuse = False
+    if match is None or not is_fuse:
+        raise MountpointError(f"mountpoint {mountpoint!r} is not /dev/fuse, opened by the one who calls layerfs")
+    with open(f"/proc/self/fdinfo/{match[1]}", "rb") as file:
+        connection = re.search(rb"^fuse_connection:\s*([0-9]+)$", file.read(), re.MULTILINE)
+    mounts = [mount for mount in read_mounts() if mount.is_fuse]
+    # Kernels before 6.17 do not say which connection it is: then it is the newest that is not served by another name.
+    wanted = f"0:{int(connection[1])}" if connection else None
+    found = [mount for mount in mounts if (mount.is_ours if wanted is None else mount.device == wanted)]
+    if not found:
+        raise MountpointError(f"mountpoint {mountpoint!r} is /dev/fuse, but nothing is mounted with it")
+    return max(found, key=lambda mount: mount.mount_id)
+
+
+def _check_apart_by_name(path: str, storage: str) -> None:
+    mounts = read_mounts()
+    source = resolve(storage, mounts)
+    around = os.path.dirname(path)
+    if _is_within(source, path) or _is_within(path, source) or _lies_within(around, source, mounts):
+        raise MountpointError(
+            f"mountpoint {path!r} and the storage {source!r} are one inside the other: the daemon would wait for its "
+            "own answers; choose a directory elsewhere"
+        )
+
+
+# --- the log -------------------------------------------------------------------------------------------------
 
 
 def check_log_file(log_file: str, mountpoint: str) -> None:
