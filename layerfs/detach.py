@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -31,7 +32,7 @@ def run_detached(work: Callable[[Callable[[], None]], Outcome], *, died: int) ->
     pid = os.fork()
     if pid == 0:
         os.close(reading)
-        _work_and_exit(work, writing)
+        _work_and_exit(work, writing, died)
     os.close(writing)
     with os.fdopen(reading, "rb") as report:
         words = report.read()
@@ -40,7 +41,7 @@ def run_detached(work: Callable[[Callable[[], None]], Outcome], *, died: int) ->
     return Outcome(died, f"the daemon ended before the mount answered ({_ending(pid)})")
 
 
-def _work_and_exit(work: Callable[[Callable[[], None]], Outcome], writing: int) -> None:
+def _work_and_exit(work: Callable[[Callable[[], None]], Outcome], writing: int, died: int) -> None:
     reported = False
 
     def report(outcome: Outcome) -> None:
@@ -54,11 +55,15 @@ def _work_and_exit(work: Callable[[Callable[[], None]], Outcome], writing: int) 
         _leave_caller()
         report(Outcome(0))
 
-    status = 1
+    status = died
     try:
         outcome = work(ready)
         report(outcome)
         status = outcome.exit_code
+    except BaseException:
+        # Nobody above will say it: what a child raises ends here.
+        traceback.print_exc()
+        raise
     finally:
         # The caller's own clean-up (buffered output, exit handlers) belongs to the parent.
         os._exit(status)
