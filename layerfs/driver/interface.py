@@ -65,6 +65,8 @@ class Capabilities:
     append: bool
     #: Files that are being written can be overwritten in the middle and truncated.
     random_writes: bool
+    #: `list_files` costs hardly more than `list`, and less than asking for the files one by one.
+    listed_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,7 @@ class SealedFile(ABC):
 Stats: TypeAlias = list[FileInfo | DriverError]
 Contents: TypeAlias = list[bytes | DriverError]
 Entries: TypeAlias = list[Entry]
+Files: TypeAlias = list[FileInfo]
 
 
 class StorageDriver(ABC):
@@ -274,7 +277,26 @@ class StorageDriver(ABC):
         """
         return False
 
+    async def open_known(self, info: FileInfo) -> FileReader:
+        """`open` of a file that `stat` gave `info` of a moment ago.
+
+        Where that needs no request it is not asked for again: if it is gone by now, reads raise `ShortRead`.
+        """
+        return await self.open(info.path)
+
     # Many at once. A driver that can do better than one after the other overrides these.
+
+    async def list_files(self, path: str) -> Files:
+        """All regular files in and below the directory `path`, in no order. Raises `PathNotFound`."""
+        found: list[FileInfo] = []
+        entries = await self.list(path)
+        paths = [f"{path.rstrip('/')}/{entry.name}" for entry in entries if not entry.is_directory]
+        found += [info for info in await self.stat_many(paths) if isinstance(info, FileInfo) and not info.is_directory]
+        for entry in entries:
+            if entry.is_directory:
+                with contextlib.suppress(PathNotFound):
+                    found += await self.list_files(f"{path.rstrip('/')}/{entry.name}")
+        return found
 
     async def stat_many(self, paths: Sequence[str]) -> Stats:
         """`stat` of each path, in order; an error stands in its place instead of being raised."""

@@ -130,6 +130,11 @@ class ObjectStoreDriver(StorageDriver):
     async def open(self, path: str) -> FileReader:
         return _Reader(self._bridge, self._store, await self._bridge.call(self._store.stat_file, check_path(path)))
 
+    async def open_known(self, info: FileInfo) -> FileReader:
+        check_path(info.path)
+        await trio.lowlevel.checkpoint()
+        return _Reader(self._bridge, self._store, info)
+
     async def writer(self, path: str, *, append: bool) -> FileWriter:
         return _Writer(
             self._bridge, self._store, await self._bridge.call(self._store.begin_writing, check_path(path), append)

@@ -14,7 +14,16 @@ from contextlib import suppress
 from typing import Final, TypeAlias
 
 from layerfs.driver.at_once import each, gather
-from layerfs.driver.interface import Contents, Entries, Entry, FileInfo, Stats, check_path, is_component
+from layerfs.driver.interface import (
+    Contents,
+    Entries,
+    Entry,
+    FileInfo,
+    Files,
+    Stats,
+    check_path,
+    is_component,
+)
 from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_bucket import Bucket, OpenUpload
 from layerfs.driver.s3_options import S3Options
@@ -99,6 +108,18 @@ class Store:
         if not exists:
             raise PathNotFound(path)
         return [Entry(name, is_directory) for name, is_directory in found.items() if is_component(name)]
+
+    async def list_files(self, path: str) -> Files:
+        """One request for a thousand files, wherever below they are. Open uploads are no files yet."""
+        prefix = self._below(path)
+        found: Files = []
+        async for page in self.bucket.pages(path, prefix):
+            for key, each_object in page.objects.items():
+                if all(map(is_component, key[len(prefix) :].split("/"))):
+                    found.append(FileInfo(self.bucket.path(key), False, each_object.size, each_object.modified_at))
+        if not found and path != "/":
+            raise PathNotFound(path)
+        return found
 
     async def _add_upload(self, path: str, found: dict[str, bool]) -> bool:
         if path not in self._live and not await self.bucket.list_uploads(path, self.bucket.key(path)):
@@ -218,7 +239,7 @@ class Store:
         """Makes an upload an object, which nothing can be appended to. Returns it, and the version that it is of."""
         _check_not_root(path)
         live = self._live.get(path)
-        if live is not None:
+        if live is not None and not live.has_failed:
             await live.flush()
         state = await self._find_for_sealing(path, live.upload_id if live is not None else self._written.get(path))
         if state is None:
@@ -278,7 +299,8 @@ class Store:
         if live is None:
             return
         try:
-            if keep:
+            # What one that has failed did not store is lost, as if its process had been killed.
+            if keep and not live.has_failed:
                 await live.flush()
         finally:
             live.fence("it was opened for writing again")

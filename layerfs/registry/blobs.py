@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import trio
 
@@ -16,11 +17,18 @@ from layerfs.registry.paths import BlobData
 
 @dataclass(frozen=True, slots=True)
 class BlobInfo:
-    """A stored blob: `size` in bytes, `stored_at` in nanoseconds since 1970 (0 if the backend does not know)."""
+    """A stored blob: `size` in bytes, `stored_at` in nanoseconds since 1970 (0 if the backend does not know).
+
+    `seen_at`, by `trio.current_time`, is when storage was last known to have it; None if nobody knows.
+    """
 
     digest: Digest
     size: int
     stored_at: int
+    seen_at: float | None = field(default=None, compare=False)
+
+
+Found: TypeAlias = list[BlobInfo | LayerfsError]
 
 
 class BlobStore:
@@ -36,29 +44,46 @@ class BlobStore:
         self._driver = driver
         self._cache = cache
         self._believe_for = believe_for
+        #: How often the cache answered instead of storage, and how often it was asked and could not.
+        self.cache_hits = 0
+        self.cache_misses = 0
 
     async def stat(self, digest: Digest, *, recall: bool = False) -> BlobInfo:
         """Raises `BlobUnknown` if there is no such blob (or something that is no file in its place)."""
         if recall and (known := await self._recall(digest)) is not None:
             return known
-        asked_at = trio.current_time()
         (found,) = await self.stat_many([digest])
         if isinstance(found, BlobUnknown):
             await self.forget(digest)
         if isinstance(found, LayerfsError):
             raise found
-        await self._remember(found, asked_at)
+        await self._remember([found])
         return found
 
-    async def stat_many(self, digests: Sequence[Digest]) -> list[BlobInfo | LayerfsError]:
+    async def stat_many(self, digests: Sequence[Digest]) -> Found:
         """`stat` of each, in order, an error standing in its place."""
+        asked_at = trio.current_time()
         found = await self._driver.stat_many([BlobData(digest).path for digest in digests])
-        return [_blob_info(digest, info) for digest, info in zip(digests, found, strict=True)]
+        return [_blob_info(digest, info, asked_at) for digest, info in zip(digests, found, strict=True)]
 
-    async def open(self, digest: Digest) -> FileReader:
-        """The bytes of a blob. Raises `BlobUnknown`."""
+    async def recall_many(self, digests: Sequence[Digest]) -> Found:
+        """`stat_many`, but what was seen before, whenever that was, comes from memory: one that is gone may be there.
+
+        For listings: what is remembered must be looked at again before it is relied on.
+        """
+        known = await self._known(digests)
+        missing = [digest for digest in dict.fromkeys(digests) if digest not in known]
+        found = dict(zip(missing, await self.stat_many(missing), strict=True))
+        await self._remember([info for info in found.values() if isinstance(info, BlobInfo)])
+        return [known[digest] if digest in known else found[digest] for digest in digests]
+
+    async def open(self, digest: Digest, *, known: BlobInfo | None = None) -> FileReader:
+        """The bytes of a blob, with no request for what is `known` from a moment ago. Raises `BlobUnknown`."""
+        path = BlobData(digest).path
         try:
-            return await self._driver.open(BlobData(digest).path)
+            if known is not None:
+                return await self._driver.open_known(FileInfo(path, False, known.size, known.stored_at))
+            return await self._driver.open(path)
         except (PathNotFound, NotRegularFile) as error:
             await self.forget(digest)
             raise BlobUnknown(digest) from error
@@ -84,27 +109,34 @@ class BlobStore:
     def _may_recall(self) -> bool:
         return self._cache is not None and self._cache.tells_age and self._believe_for > 0
 
-    async def _remember(self, found: BlobInfo, asked_at: float) -> None:
-        if self._cache is not None and self._may_recall:
-            blob = CachedBlob(found.digest, found.size, stored_at=found.stored_at, seen_at=asked_at)
-            await self._cache.learn([blob])
+    async def _remember(self, found: Sequence[BlobInfo]) -> None:
+        if self._cache is not None and self._may_recall and found:
+            await self._cache.learn(
+                [CachedBlob(info.digest, info.size, stored_at=info.stored_at, seen_at=info.seen_at) for info in found]
+            )
 
     async def _recall(self, digest: Digest) -> BlobInfo | None:
+        known = (await self._known([digest])).get(digest)
+        if known is None or known.seen_at is None or trio.current_time() - known.seen_at >= self._believe_for:
+            return None
+        return known
+
+    async def _known(self, digests: Sequence[Digest]) -> dict[Digest, BlobInfo]:
+        """What is remembered of them, however old."""
         if self._cache is None or not self._may_recall:
-            return None
-        known = await self._cache.find(digest)
-        if known is None or known.seen_at is None or known.stored_at is None:
-            return None
-        if trio.current_time() - known.seen_at >= self._believe_for:
-            return None
-        return BlobInfo(digest, known.size, known.stored_at)
+            return {}
+        return {
+            blob.digest: BlobInfo(blob.digest, blob.size, blob.stored_at, blob.seen_at)
+            for blob in await self._cache.find_many(digests)
+            if blob is not None and blob.stored_at is not None
+        }
 
 
-def _blob_info(digest: Digest, found: FileInfo | DriverError) -> BlobInfo | LayerfsError:
+def _blob_info(digest: Digest, found: FileInfo | DriverError, asked_at: float) -> BlobInfo | LayerfsError:
     if isinstance(found, PathNotFound | NotRegularFile):
         return BlobUnknown(digest)
     if isinstance(found, DriverError):
         return found
     if found.is_directory:
         return BlobUnknown(digest)
-    return BlobInfo(digest, found.size, found.modified_at)
+    return BlobInfo(digest, found.size, found.modified_at, asked_at)

@@ -131,7 +131,13 @@ class LayerService:
             raise LayerUnknown(self.name, digest, str(error)) from error
 
     async def list(self) -> Layers:
-        """All layers whose link leads to a blob, TarSums last. Costs two batches of requests, not two for each."""
+        """All layers whose link leads to a blob, TarSums last. Costs two batches of requests, not two for each.
+
+        Where a listing tells of files what they are (`Capabilities.listed_files`), canonical links are not read, and
+        sizes that are remembered are not asked for: a link to something else, and a blob that is gone, may be listed.
+        """
+        if self._driver.capabilities.listed_files:
+            return await self._list_by_name()
         digests = await self._linked()
         links = await read_links(self._driver, [LayerLink(self.name, digest).path for digest in digests])
         good = [
@@ -145,6 +151,41 @@ class LayerService:
         return [
             LayerInfo(digest, blob) for (digest, _), blob in zip(good, blobs, strict=True) if isinstance(blob, BlobInfo)
         ]
+
+    async def _list_by_name(self) -> Layers:
+        linked = dict(await self._links())
+        plain = {digest for digest, size in linked.items() if isinstance(digest, Digest) and _is_plain(digest, size)}
+        # A link that cannot hold its own digest, an alias or a damaged one, has to be read to know where it leads.
+        others = [digest for digest in linked if digest not in plain]
+        links = await read_links(self._driver, [LayerLink(self.name, digest).path for digest in others])
+        raise_if_all_failed(links)
+        leads_to = {digest: digest for digest in plain if isinstance(digest, Digest)} | {
+            digest: link
+            for digest, link in zip(others, links, strict=True)
+            if isinstance(link, Digest) and link_fits(digest, link)
+        }
+        good = [(digest, leads_to[digest]) for digest in linked if digest in leads_to]
+        blobs = await self._blobs.recall_many([link for _, link in good])
+        raise_if_all_failed(blobs)
+        return [
+            LayerInfo(digest, blob) for (digest, _), blob in zip(good, blobs, strict=True) if isinstance(blob, BlobInfo)
+        ]
+
+    async def _links(self) -> Links:
+        """The names that have a link under `_layers`, in the order of `_linked`, and how many bytes each link has."""
+        directory = RepositoryDirectory(self.name).layers
+        try:
+            files = await self._driver.list_files(directory)
+        except (PathNotFound, NotRegularFile):
+            return []
+        found: dict[str, Links] = {parent: [] for parent in LINK_DIRECTORIES}
+        for info in sorted(files, key=lambda info: info.path):
+            place = info.path.removeprefix(f"{directory}/").rpartition("/")[0]
+            name = layer_name_at(place)
+            # What else is in the directory of a link is none.
+            if name is not None and info.path == LayerLink(self.name, name).path:
+                found[place.rpartition("/")[0]].append((name, info.size))
+        return [each for parent in LINK_DIRECTORIES for each in found[parent]]
 
     async def fetch(self, digest: LayerName) -> Layer:
         """Opens a layer. Raises `LayerUnknown`, `LinkMismatch`."""
@@ -236,7 +277,13 @@ class LayerService:
 Layers: TypeAlias = list[LayerInfo]
 Uploads: TypeAlias = list[UploadInfo]
 LayerNames: TypeAlias = list[LayerName]
+Links: TypeAlias = list[tuple[LayerName, int]]
 Names: TypeAlias = list[str]
+
+
+def _is_plain(digest: Digest, size: int) -> bool:
+    """Whether a link of `size` bytes that is called so can hold nothing else, if it is a link at all."""
+    return digest.is_canonical and size == len(str(digest))
 
 
 def _check_link(path: str, digest: LayerName, link: Digest) -> Digest:

@@ -7,6 +7,8 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import Final
 
+import trio
+
 from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import NotPermitted, ShortRead
@@ -63,12 +65,17 @@ class BlobFile(ListedNode):
     async def open(self, flags: int) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise NotPermitted(f"{self.path} is a stored blob: it cannot be written, whoever asks")
-        reader = await self._state.registry.blobs.open(self.blob.digest)
+        reader = await self._state.registry.blobs.open(self.blob.digest, known=self._known())
         if reader.size < self.blob.size:
             # The kernel believes the size that it was told: a reader would take the missing end for the end.
             reader.close()
             raise ShortRead(self.path, f"its blob has {reader.size} bytes left of {self.blob.size}")
         return BlobHandle(self._state, self.path, self.blob.digest, reader)
+
+    def _known(self) -> BlobInfo | None:
+        """The blob, if storage had it so lately that it need not be asked again whether it does."""
+        seen_at, ttl = self.blob.seen_at, self._state.options.metadata_ttl
+        return self.blob if seen_at is not None and trio.current_time() - seen_at < ttl else None
 
 
 class LayerFile(BlobFile):

@@ -105,6 +105,7 @@ async def test_a_valid_path_can_be_written_and_read(driver: StorageDriver, path:
 METHODS: list[Callable[[StorageDriver, str], Awaitable[object]]] = [
     lambda driver, path: driver.stat(path),
     lambda driver, path: driver.list(path),
+    lambda driver, path: driver.list_files(path),
     lambda driver, path: driver.get_content(path, limit=10),
     lambda driver, path: driver.put_content(path, b""),
     lambda driver, path: driver.open(path),
@@ -169,6 +170,33 @@ async def test_content_comes_back_as_it_was_put(driver: StorageDriver, content: 
     await driver.put_content("/a/b", content)
     assert await content_of(driver, "/a/b") == content
     assert (await driver.stat("/a/b")).size == len(content)
+
+
+async def test_all_files_below_a_directory(driver: StorageDriver) -> None:
+    """With their sizes, at any depth, and not what only has the same prefix."""
+    files = {"/a/b": b"1", "/a/c/d": b"22", "/a/c/e/f": b"333", "/a/c/e/empty": b"", "/ab": b"4444", "/z/a/b": b"55555"}
+    for path, content in files.items():
+        await driver.put_content(path, content)
+    found = await driver.list_files("/a")
+    assert {info.path: info.size for info in found} == {"/a/b": 1, "/a/c/d": 2, "/a/c/e/f": 3, "/a/c/e/empty": 0}
+    assert not any(info.is_directory for info in found)
+    assert {info.path for info in await driver.list_files("/")} == set(files)
+    for path in ("/missing", "/a/b"):
+        with pytest.raises(PathNotFound):
+            await driver.list_files(path)
+
+
+async def test_opening_what_was_looked_at(driver: StorageDriver) -> None:
+    """It reads as any other; if it has gone meanwhile, opening or reading says so."""
+    await driver.put_content("/a/b", b"content")
+    info = await driver.stat("/a/b")
+    reader = await driver.open_known(info)
+    assert reader.size == 7
+    assert await reader.read(2, 3) == b"nte"
+    reader.close()
+    await driver.delete("/a/b")
+    with pytest.raises((PathNotFound, ShortRead)):
+        await (await driver.open_known(info)).read(0, 1)
 
 
 async def test_shorter_content_replaces_longer(driver: StorageDriver) -> None:
