@@ -38,8 +38,9 @@ from layerfs.errors import (
 )
 
 #: Requests in flight, by kind, so that a long listing cannot starve reads. 64 HEADs keep one loop busy at any latency.
+#: Of reads a mount makes 48 ahead of its readers; those that somebody waits for must find a place beside them.
 METADATA_REQUESTS: Final = 64
-READ_REQUESTS: Final = 48
+READ_REQUESTS: Final = 128
 WRITE_REQUESTS: Final = 32
 
 #: Bytes that all uploads together have on their way.
@@ -139,7 +140,12 @@ class Bucket:
 
     async def head(self, path: str) -> StoredObject:
         """Raises `PathNotFound`."""
-        return _stored_object(await self._ask(self._metadata, "head_object", path, Key=self.key(path)))
+        try:
+            return _stored_object(await self._ask(self._metadata, "head_object", path, Key=self.key(path)))
+        except _Refused:
+            # The answer to a HEAD has no body that could say why; that to another request has.
+            await self.list_objects(path, self.key(path), limit=1)
+            raise
 
     async def get(self, path: str, *, limit: int) -> bytes:
         """All of a small object. Raises `PathNotFound`, or `ContentTooLarge` without reading it."""
@@ -479,7 +485,7 @@ class Bucket:
 
 
 class _Refused(BackendFailure):
-    """A request that the store did not understand; never leaves this module."""
+    """A request that the store did not understand, or would not say what was wrong with it."""
 
 
 def _pieces(size: int, length: int) -> list[tuple[int, int]]:
@@ -500,7 +506,7 @@ def _is_aws(endpoint: str) -> bool:
 
 def _is_refusal(error: exceptions.ClientError) -> bool:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return status == 400 and error_code(error) in {"InvalidRequest", "InvalidDigest", "MalformedXML"}
+    return status == 400 and error_code(error) in {"400", "InvalidRequest", "InvalidDigest", "MalformedXML"}
 
 
 def _check_total(path: str, answer: Any, size: int) -> None:

@@ -93,7 +93,7 @@ def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
         return BackendFailure(path, f"{store} does not answer in time")
     if isinstance(error, exceptions.SSLError):
         return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set AWS_CA_BUNDLE)")
-    if isinstance(error, exceptions.HTTPClientError | aiohttp.ClientError | OSError):
+    if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError | aiohttp.ClientError | OSError):
         reason = errno.errorcode.get(number, str(number)) if number else type(error).__name__
         return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
     return BackendFailure(path, f"{store}: {type(error).__name__}")

@@ -130,7 +130,9 @@ class Store:
     async def _find_file(self, path: str, opened: Sequence[OpenUpload] | None = None) -> FileInfo | None:
         """The file at a path; None if there is no file."""
         if self._may_be_upload(path):
-            upload = self._live.get(path) or await find_upload(self.bucket, path, opened=opened, look_at_object=False)
+            upload = self._written_here(path) or await find_upload(
+                self.bucket, path, opened=opened, look_at_object=False
+            )
             return FileInfo(path, False, upload.size, upload.modified_at) if upload is not None else None
         try:
             found = await self.bucket.head(path)
@@ -155,6 +157,11 @@ class Store:
 
     def _below(self, path: str) -> str:
         return self.bucket.key(path) if path == "/" else f"{self.bucket.key(path)}/"
+
+    def _written_here(self, path: str) -> S3Upload | None:
+        """The upload that this process writes at a path. Of one that has failed only what is stored counts."""
+        live = self._live.get(path)
+        return live if live is not None and not live.has_failed else None
 
     def _may_be_upload(self, path: str) -> bool:
         return path in self._live or path in self._written or _UPLOAD_DATA.fullmatch(path) is not None
@@ -192,7 +199,7 @@ class Store:
             return b""
         if not self._may_be_upload(path):
             return await self.bucket.get_range(path, offset, length, size=size)
-        live = self._live.get(path)
+        live = self._written_here(path)
         if live is None:
             state = await find_upload(self.bucket, path, look_at_object=True)
             if state is None or state.size < offset + length:
@@ -238,8 +245,8 @@ class Store:
     async def seal(self, path: str) -> tuple[StoredObject, S3Version]:
         """Makes an upload an object, which nothing can be appended to. Returns it, and the version that it is of."""
         _check_not_root(path)
-        live = self._live.get(path)
-        if live is not None and not live.has_failed:
+        live = self._written_here(path)
+        if live is not None:
             await live.flush()
         state = await self._find_for_sealing(path, live.upload_id if live is not None else self._written.get(path))
         if state is None:

@@ -214,6 +214,11 @@ class S3Upload:
         found = self._object if self._is_object else None
         return StoredUpload(self._upload_id, () if self._is_object else tuple(self._stored), self._stray, found)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether nothing more can be done with it."""
+        return self._failure is not None
+
     def fence(self, reason: str) -> None:
         """From here on every method raises `ContentChanged`."""
         self._failure = ContentChanged(self.path, reason)

@@ -15,7 +15,8 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -235,6 +236,59 @@ class RadosGateway:
             return False
         finally:
             connection.close()
+
+
+class Stored:
+    """What is in the bucket, seen by the SDK alone."""
+
+    def __init__(self, rgw: RadosGateway, prefix: str) -> None:
+        self.client = rgw.client
+        self._prefix = prefix
+
+    def key(self, path: str) -> str:
+        return self._prefix + path
+
+    def content(self, path: str) -> bytes:
+        return self.client.get_object(Bucket=BUCKET, Key=self.key(path))["Body"].read()
+
+    def paths(self) -> list[str]:
+        """All objects, by path."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{self._prefix}/")
+        return [found["Key"][len(self._prefix) :] for page in pages for found in page.get("Contents", [])]
+
+    def uploads(self) -> list[tuple[str, str]]:
+        """Path and id of all open multipart uploads."""
+        pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=BUCKET, Prefix=f"{self._prefix}/")
+        return [
+            (found["Key"][len(self._prefix) :], found["UploadId"])
+            for page in pages
+            for found in page.get("Uploads", [])
+        ]
+
+    def parts(self, path: str) -> list[tuple[int, int]]:
+        """Number and size of the parts of the only upload at a path."""
+        ((_, upload_id),) = [upload for upload in self.uploads() if upload[0] == path]
+        answer = self.client.list_parts(Bucket=BUCKET, Key=self.key(path), UploadId=upload_id)
+        return [(part["PartNumber"], part["Size"]) for part in answer.get("Parts", [])]
+
+    def begin(self, path: str, *parts: tuple[int, bytes]) -> str:
+        """An open upload of these parts, by number."""
+        upload_id = self.client.create_multipart_upload(Bucket=BUCKET, Key=self.key(path))["UploadId"]
+        for number, content in parts:
+            self.store_part(path, upload_id, number, content)
+        return upload_id
+
+    def put(self, path: str, content: bytes) -> None:
+        self.client.put_object(Bucket=BUCKET, Key=self.key(path), Body=content)
+
+    def store_part(self, path: str, upload_id: str, number: int, content: bytes) -> None:
+        self.client.upload_part(Bucket=BUCKET, Key=self.key(path), UploadId=upload_id, PartNumber=number, Body=content)
+
+
+def at_once(function: Callable[..., object], *arguments: Iterable[object]) -> None:
+    """Calls a function for each of the arguments, several at a time."""
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(function, *arguments))
 
 
 @functools.cache

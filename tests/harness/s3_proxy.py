@@ -258,7 +258,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _answer(self, seen: Seen, status: int, headers: dict[str, str], content: bytes) -> None:
         self._head(seen, status, headers, len(content))
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _head(self, seen: Seen, status: int, headers: dict[str, str], length: int) -> None:
         seen.status, seen.received = status, length

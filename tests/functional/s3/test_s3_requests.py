@@ -1,0 +1,237 @@
+"""How many requests things cost on S3, and that they are made side by side: counted by a proxy."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+import pytest
+import trio
+from harness.object_stores import at_once
+from harness.s3_proxy import S3Proxy
+
+from layerfs.digest import Digest
+from layerfs.driver.s3 import S3Driver
+from layerfs.errors import PathNotFound
+from layerfs.registry import Registry
+
+MEBIBYTE = 1 << 20
+DATA = "/docker/registry/v2/repositories/a/_uploads/{}/data"
+REPOSITORY = "/docker/registry/v2/repositories/a"
+
+Drivers = Callable[..., S3Driver]
+Payload = Callable[[int], bytes]
+
+
+def digest_of(content: bytes) -> Digest:
+    return Digest.parse(f"sha256:{hashlib.sha256(content).hexdigest()}")
+
+
+async def put_all(driver: S3Driver, paths: list[str], content: bytes = b"") -> None:
+    """Puts many files, no more at a time than keep the gateway busy."""
+    limiter = trio.CapacityLimiter(64)
+
+    async def put(path: str) -> None:
+        async with limiter:
+            await driver.put_content(path, content)
+
+    async with trio.open_nursery() as nursery:
+        for path in paths:
+            nursery.start_soon(put, path)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+async def test_small_things_cost_one_request(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """Putting, getting, looking, listing; reading costs one for each range, and opening one."""
+    await proxied.put_content("/a/link", b"content")
+    assert proxy.counts == {"PutObject": 1}
+    proxy.forget()
+    await proxied.get_content("/a/link", limit=100)
+    assert proxy.counts == {"GetObject": 1}
+    proxy.forget()
+    await proxied.stat("/a/link")
+    assert proxy.counts == {"HeadObject": 1}
+    proxy.forget()
+    await proxied.list("/a")
+    assert proxy.counts == {"ListObjectsV2": 1}
+    proxy.forget()
+    reader = await proxied.open("/a/link")
+    for offset in range(7):
+        assert await reader.read(offset, 3) == b"content"[offset : offset + 3]
+    assert await reader.read(7, 1) == b""
+    assert proxy.counts == {"HeadObject": 1, "GetObject": 7}
+    proxy.forget()
+    await proxied.delete("/a/link")
+    assert proxy.counts == {"ListObjectsV2": 1, "DeleteObject": 1}
+
+
+async def test_an_empty_file_is_not_read(proxied: S3Driver, proxy: S3Proxy) -> None:
+    """There is no range in it that could be asked for."""
+    await proxied.put_content("/empty", b"")
+    reader = await proxied.open("/empty")
+    proxy.forget()
+    assert await reader.read(0, 100) == b""
+    assert proxy.seen == []
+    assert await proxied.get_content("/empty", limit=1) == b""
+
+
+async def test_too_large_content_is_not_read(proxied: S3Driver, proxy: S3Proxy, payload: Payload) -> None:
+    """Its size is known before its bytes come."""
+    await proxied.put_content("/large", payload(20 * MEBIBYTE))
+    proxy.forget()
+    with pytest.raises(Exception, match="too large"):
+        await proxied.get_content("/large", limit=100)
+    assert proxy.counts == {"GetObject": 1}
+
+
+async def test_the_size_of_an_upload_costs_two_requests(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """It is the store that has it: its list of uploads, and that of the parts."""
+    stored.begin(DATA.format("u"), (1, b"content"))
+    assert (await proxied.stat(DATA.format("u"))).size == 7
+    assert proxy.counts == {"ListMultipartUploads": 1, "ListParts": 1}
+
+
+async def test_a_blob_is_never_looked_for_among_uploads(proxied: S3Driver, proxy: S3Proxy) -> None:
+    """Also when it is missing."""
+    with pytest.raises(PathNotFound):
+        await proxied.stat("/docker/registry/v2/blobs/sha256/ab/abcd/data")
+    with pytest.raises(PathNotFound):
+        await proxied.open("/docker/registry/v2/blobs/sha256/ab/abcd/data")
+    assert proxy.counts == {"HeadObject": 2, "ListObjectsV2": 2}
+
+
+# --- an upload -------------------------------------------------------------------------------------------------------
+
+
+async def test_finishing_an_upload(proxied: S3Driver, proxy: S3Proxy, stored, payload: Payload) -> None:
+    """At most eight requests, and none of its bytes, which the store copies itself."""
+    content = payload(64 * MEBIBYTE)
+    layers = (await Registry.open(proxied, create=True)).repository("a").layers
+    upload = await layers.upload(file_name="layer.tar")
+    assert len(proxy.seen) <= 8
+    proxy.forget()
+    for start in range(0, len(content), MEBIBYTE):
+        await upload.write(content[start : start + MEBIBYTE])
+    await upload.close_writer()
+    assert proxy.counts["UploadPart"] == 4
+    assert len(proxy.seen) <= 6
+    assert proxy.bytes_through < len(content) * 1.01
+    proxy.forget()
+    await upload.finish(digest_of(content))
+    assert len(proxy.seen) <= 8, proxy.counts
+    assert proxy.bytes_through < 100_000
+    hexadecimal = digest_of(content).hex
+    blob = f"/docker/registry/v2/blobs/sha256/{hexadecimal[:2]}/{hexadecimal}/data"
+    assert stored.paths() == [blob, f"{REPOSITORY}/_layers/sha256/{hexadecimal}/link"]
+    assert stored.content(blob) == content
+    assert stored.uploads() == []
+
+
+async def test_finishing_by_a_wrong_digest_first(proxied: S3Driver, proxy: S3Proxy, payload: Payload) -> None:
+    """Nothing is read, neither then nor when the right one is given: what this process has hashed it knows."""
+    content = payload(6 * MEBIBYTE)
+    layers = (await Registry.open(proxied, create=True)).repository("a").layers
+    upload = await layers.upload()
+    await upload.write(content)
+    with pytest.raises(Exception, match="does not match"):
+        await upload.finish(digest_of(b"something else"))
+    await upload.finish(digest_of(content))
+    assert proxy.counts["GetObject"] == 0
+    assert (await layers.stat(digest_of(content))).blob.size == len(content)
+
+
+async def test_finishing_what_another_process_wrote_reads_it_once(
+    drivers: Drivers, proxied: S3Driver, proxy: S3Proxy, payload: Payload
+) -> None:
+    """Nobody's word is taken for what it is."""
+    content = payload(6 * MEBIBYTE)
+    layers = (await Registry.open(drivers(), create=True)).repository("a").layers
+    async with await layers.upload() as upload:
+        await upload.write(content)
+        await upload.flush()
+        again = await (await Registry.open(proxied, create=True)).repository("a").layers.resume(upload.uuid)
+    proxy.forget()
+    await again.finish(digest_of(content))
+    read = sum(seen.received for seen in proxy.seen if seen.operation == "GetObject")
+    assert len(content) <= read < len(content) + 1000
+
+
+# --- many ------------------------------------------------------------------------------------------------------------
+
+
+async def test_more_than_a_page_of_keys(drivers: Drivers, proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """All are listed, with a request for each thousand, and deleted likewise."""
+    names = [f"{number:04}" for number in range(1100)]
+    await put_all(drivers(), [f"/many/{name}" for name in names] + ["/many-neighbour"])
+    assert sorted(entry.name for entry in await proxied.list("/many")) == names
+    assert proxy.counts == {"ListObjectsV2": 2}
+    proxy.forget()
+    await proxied.delete("/many")
+    assert proxy.counts["DeleteObjects"] == 2
+    assert len(proxy.seen) <= 8
+    assert stored.paths() == ["/many-neighbour"]
+
+
+async def test_a_file_with_a_thousand_neighbours_of_like_names(drivers: Drivers, proxied: S3Driver, stored) -> None:
+    """It alone is deleted, and so is a directory among them."""
+    neighbours = [f"/a-{number:04}" for number in range(1100)]
+    await put_all(drivers(), [*neighbours, "/a/b/c", "/a/d"])
+    await proxied.delete("/a")
+    assert stored.paths() == neighbours
+    with pytest.raises(PathNotFound):
+        await proxied.delete("/a")
+    stored.put("/a", b"")
+    await proxied.delete("/a")
+    assert stored.paths() == neighbours
+
+
+async def test_more_than_a_page_of_uploads(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """Their sizes are exact. The uploads are listed once for all, and the parts of each, side by side."""
+    paths = [DATA.format(f"{number:04}") for number in range(1050)]
+    at_once(lambda path: stored.begin(path, (1, path[-7:].encode())), paths)
+    found = await proxied.stat_many(paths)
+    assert {info.size for info in found} == {7}
+    assert [info.path for info in found] == paths
+    assert proxy.counts["ListMultipartUploads"] <= 4
+    assert len(proxy.seen) <= 1054
+    assert proxy.most_at_once > 16
+    await driver.delete(REPOSITORY)
+    assert stored.uploads() == []
+
+
+async def test_more_than_a_page_of_parts(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """All are counted, and none twice."""
+    data = DATA.format("u")
+    upload_id = stored.begin(data)
+    numbers = range(1, 1051)
+    at_once(lambda number: stored.store_part(data, upload_id, number, b"x" * (number % 3 + 1)), numbers)
+    assert (await proxied.stat(data)).size == sum(number % 3 + 1 for number in numbers)
+    assert proxy.counts["ListParts"] == 2
+
+
+async def test_listing_a_thousand_layers(drivers: Drivers, proxied: S3Driver, proxy: S3Proxy) -> None:
+    """A handful of listings; what has to be asked of each blob is asked of many at once."""
+    numbers = random.Random(1)
+    digests = [digest_of(numbers.randbytes(8)) for _ in range(1000)]
+    driver = drivers()
+    limiter = trio.CapacityLimiter(64)
+
+    async def put(path: str, content: bytes) -> None:
+        async with limiter:
+            await driver.put_content(path, content)
+
+    async with trio.open_nursery() as nursery:
+        for digest in digests:
+            link = f"{REPOSITORY}/_layers/sha256/{digest.hex}/link"
+            blob = f"/docker/registry/v2/blobs/sha256/{digest.hex[:2]}/{digest.hex}/data"
+            nursery.start_soon(put, link, str(digest).encode())
+            nursery.start_soon(put, blob, b"content")
+    proxy.latency = 0.04
+    layers = await (await Registry.open(proxied, create=True)).repository("a").layers.list()
+    assert {layer.digest for layer in layers} == set(digests)
+    assert proxy.counts["ListObjectsV2"] <= 5
+    assert len(proxy.seen) <= 2010
+    assert proxy.most_at_once >= 40
