@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import trio
 
 from layerfs.driver.interface import StorageDriver
+from layerfs.driver.metered import MeteredDriver
 from layerfs.driver.sources import Storage, open_driver
 from layerfs.errors import (
     AccessDenied,
@@ -126,7 +127,7 @@ async def open_registry(
         raise SourceUnusable(f"cannot {verb} {_long_name(source)}: {reason}{advice}") from error
     try:
         yield Registry(
-            driver,
+            MeteredDriver(driver),
             urls=configured.urls if configured else NO_URLS,
             trust_hash_states=trust_hash_states,
             cache=descriptors,

@@ -14,7 +14,7 @@ from layerfs.errors import LayerfsError
 
 #: In the mount, and made by its daemon.
 _STATUS_FILE: Final = ".layerfs/status.json"
-_STATUS_LIMIT: Final = 65536
+_STATUS_LIMIT: Final = 4 << 20
 
 #: Longer than a daemon allows itself for its last requests and uploads.
 _DRAIN_SECONDS: Final = 90.0

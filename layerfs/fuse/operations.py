@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import stat
 from collections.abc import Sequence
 from typing import Any, Final, cast
@@ -14,6 +15,7 @@ from layerfs.errors import DeadlineExceeded, InvalidArgument, NotPermitted
 from layerfs.fuse.guard import GuardedOperations
 from layerfs.view.caller import set_calling_thread
 from layerfs.view.nodes import Attributes, Handle, HandleId, Ino
+from layerfs.view.stats import Details
 from layerfs.view.tree import Tree
 
 #: `statfs` where nobody knows how full the storage is: a lot of blocks of this many bytes, and nothing about files.
@@ -35,34 +37,45 @@ class Operations(GuardedOperations):
     supports_dot_lookup = False
     enable_writeback_cache = False
 
-    def __init__(self, tree: Tree, *, operation_timeout: float) -> None:
-        super().__init__()
+    def __init__(self, tree: Tree, *, operation_timeout: float, slow_operation: float = math.inf) -> None:
+        super().__init__(tree.stats)
         self.operation_timeout = operation_timeout
+        self.slow_operation = slow_operation
         self._tree = tree
-        self._calls = tree.calls
         self._uid = tree.options.uid
         self._gid = tree.options.gid
 
     # --- for the guard ---------------------------------------------------------------------------------------
 
-    def count(self, operation: str) -> None:
-        self._calls[operation] = self._calls.get(operation, 0) + 1
-
     def describe(self, operation: str, arguments: tuple[Any, ...]) -> str:
-        if operation in _BY_HANDLE:
-            return self._tree.path_of_handle(arguments[0])
-        if operation in _BY_DIRECTORY_HANDLE or operation == "statfs":
-            return "/"
-        if operation == "link":
-            return self._tree.path_of(arguments[1], arguments[2])
-        if operation == "rename":
-            old, new = self._tree.path_of(*arguments[0:2]), self._tree.path_of(*arguments[2:4])
-            return f"{old} -> {new}"
-        name = arguments[1] if isinstance(arguments[1], bytes) and not operation.endswith("xattr") else None
-        return self._tree.path_of(arguments[0], name)
+        path, target = self.paths(operation, arguments)
+        return path if target is None else f"{path} -> {target}"
 
-    def record(self, operation: str, path: str, error: str, reason: str) -> None:
-        self._tree.record_failure(operation, path, error, reason)
+    def paths(self, operation: str, arguments: tuple[Any, ...]) -> tuple[str, str | None]:
+        path_of = self._tree.path_of
+        if operation in _BY_HANDLE:
+            return self._tree.path_of_handle(arguments[0]), None
+        if operation in _BY_DIRECTORY_HANDLE:
+            return self._tree.path_of_directory(arguments[0]), None
+        if operation == "statfs":
+            return "/", None
+        if operation == "link":
+            return path_of(arguments[1], arguments[2]), None
+        if operation == "rename":
+            return path_of(*arguments[0:2]), path_of(*arguments[2:4])
+        name = arguments[1] if isinstance(arguments[1], bytes) and not operation.endswith("xattr") else None
+        return path_of(arguments[0], name), None
+
+    def details(self, operation: str, arguments: tuple[Any, ...]) -> Details:
+        if operation in ("read", "write"):
+            handle, offset, content = arguments
+            length = content if operation == "read" else len(content)
+            return Details(self._tree.ino_of_handle(handle), handle, offset, length)
+        if operation in _BY_HANDLE:
+            return Details(self._tree.ino_of_handle(arguments[0]), arguments[0])
+        if operation in _BY_DIRECTORY_HANDLE:
+            return Details(handle=arguments[0])
+        return Details() if operation == "statfs" else Details(arguments[0])
 
     # --- names and attributes --------------------------------------------------------------------------------
 
@@ -182,13 +195,19 @@ class Operations(GuardedOperations):
         content = handle.read_nowait(off, size)
         if content is not None:
             # Sent to the kernel before anything else runs: the buffer may be used again after that.
+            self.stats.read(handle.path, len(content))
             return cast(bytes, content)
         with trio.move_on_after(self.operation_timeout):
-            return await handle.read(off, size)
+            content = await handle.read(off, size)
+            self.stats.read(handle.path, len(content))
+            return content
         raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._tree.handle(HandleId(fh)).write(off, buf)
+        handle = self._tree.handle(HandleId(fh))
+        written = await handle.write(off, buf)
+        self.stats.written(handle.path, written)
+        return written
 
     async def flush(self, fh: int) -> None:
         await self._tree.handle(HandleId(fh)).flush()

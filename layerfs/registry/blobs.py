@@ -73,6 +73,8 @@ class BlobStore:
         """
         known = await self._known(digests)
         missing = [digest for digest in dict.fromkeys(digests) if digest not in known]
+        self.cache_hits += len(known)
+        self.cache_misses += len(missing) if self._may_recall else 0
         found = dict(zip(missing, await self.stat_many(missing), strict=True))
         await self._remember([info for info in found.values() if isinstance(info, BlobInfo)])
         return [known[digest] if digest in known else found[digest] for digest in digests]
@@ -118,7 +120,9 @@ class BlobStore:
     async def _recall(self, digest: Digest) -> BlobInfo | None:
         known = (await self._known([digest])).get(digest)
         if known is None or known.seen_at is None or trio.current_time() - known.seen_at >= self._believe_for:
+            self.cache_misses += self._may_recall
             return None
+        self.cache_hits += 1
         return known
 
     async def _known(self, digests: Sequence[Digest]) -> dict[Digest, BlobInfo]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict
+import os
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final
 
 from layerfs.errors import NotPermitted
@@ -19,19 +19,24 @@ from layerfs.view.nodes import (
     no_entry,
 )
 from layerfs.view.state import MountState
+from layerfs.view.stats import Failure
 
 CONTROL: Final = ".layerfs"
 
+ACCESS_LOG: Final = "accesslog"
+
 
 class ControlDirectory(Directory):
-    """The directory itself. `status` gives what `status.json` shows."""
+    """The directory itself. `status` gives what `status.json` shows, `stats` what `stats` does."""
 
     path = CONTROL
 
-    def __init__(self, state: MountState, status: Callable[[], dict[str, object]]) -> None:
+    def __init__(self, state: MountState, *, status: Callable[[], dict[str, object]], stats: Callable[[], str]) -> None:
         self._state = state
         self._files: dict[str, Callable[[], str]] = {
-            "errors": self._errors,
+            "errors": lambda: _lines(state.stats.failures),
+            "missing": lambda: _lines(state.stats.missing.values()),
+            "stats": stats,
             "status.json": lambda: json.dumps(status(), indent=2) + "\n",
         }
 
@@ -45,19 +50,18 @@ class ControlDirectory(Directory):
         )
 
     async def lookup(self, name: str) -> Node:
-        if name not in self._files:
-            raise no_entry(self.path, name)
         return self._file(name)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
-        nodes = [(name, self._file(name)) for name in sorted(self._files)]
+        nodes = [(name, self._file(name)) for name in sorted([ACCESS_LOG, *self._files])]
         return [DirectoryEntry(name.encode(), node, await node.attributes()) for name, node in nodes]
 
-    def _file(self, name: str) -> ControlFile:
+    def _file(self, name: str) -> ControlFile | AccessLogFile:
+        if name == ACCESS_LOG:
+            return AccessLogFile(self._state)
+        if name not in self._files:
+            raise no_entry(self.path, name)
         return ControlFile(self._state, name, self._files[name])
-
-    def _errors(self) -> str:
-        return "".join(json.dumps(asdict(error)) + "\n" for error in self._state.errors)
 
 
 class ControlFile(Node):
@@ -82,9 +86,30 @@ class ControlFile(Node):
         )
 
     async def open(self, flags: int) -> Handle:
-        if flags & 0o3:
-            raise NotPermitted(f"{self.path} cannot be written")
+        _check_reading(self.path, flags)
         return ControlHandle(self.path, self._content().encode())
+
+
+class AccessLogFile(Node):
+    """What everybody does, from the moment that it is opened."""
+
+    path = f"{CONTROL}/{ACCESS_LOG}"
+
+    def __init__(self, state: MountState) -> None:
+        self._state = state
+
+    @property
+    def key(self) -> Hashable:
+        return ("control", ACCESS_LOG)
+
+    async def attributes(self) -> Attributes:
+        state = self._state
+        # Who does what is nobody's business but the owner's.
+        return file_attributes(permissions=state.permissions(0o400), size=0, modified_at=state.mounted_at)
+
+    async def open(self, flags: int) -> Handle:
+        _check_reading(self.path, flags)
+        return self._state.stats.access_log.open(self.path)
 
 
 class ControlHandle(Handle):
@@ -101,3 +126,12 @@ class ControlHandle(Handle):
 
     async def read(self, offset: int, length: int) -> bytes:
         return self.read_nowait(offset, length)
+
+
+def _check_reading(path: str, flags: int) -> None:
+    if flags & os.O_ACCMODE != os.O_RDONLY:
+        raise NotPermitted(f"{path} cannot be written")
+
+
+def _lines(failures: Iterable[Failure]) -> str:
+    return "".join(json.dumps(failure.fields()) + "\n" for failure in failures)

@@ -190,10 +190,14 @@ class LiveUploads:
                 if not live.upload.is_usable:
                     live.upload = await self.state.service(name).resume(uuid)
                 canonical = live.finished = await live.upload.finish(digest)
+        except LayerfsError:
+            self.state.stats.uploads_failed += 1
+            raise
         finally:
             # One that has failed may have got as far as the link.
             self.state.layer_listings.forget(name)
         live.error = ""
+        self.state.stats.uploads_committed += 1
         self.forget(name, uuid)
         self.state.fresh_repositories.discard(name)
         upload = UploadFile(self, name, uuid, file_name, None)

@@ -57,6 +57,8 @@ class Handle(ABC):
 
     #: For messages.
     path: str
+    #: What was opened, for messages too.
+    ino: Ino | None = None
     #: Whether the kernel must pass every read and write on instead of keeping pages.
     direct: bool = False
 

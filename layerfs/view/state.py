@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -19,15 +18,14 @@ from layerfs.oci import IndexEntry
 from layerfs.registry import LayerService, Registry, UploadInfo
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.tags import TagService
+from layerfs.view.measurements import CacheFigures
 from layerfs.view.nodes import DirectoryEntry, Node
 from layerfs.view.readahead import PartPool
+from layerfs.view.stats import MountStats
 
 _log = logging.getLogger(__name__)
 
 _Value = TypeVar("_Value")
-
-#: How many of the newest errors `.layerfs/errors` keeps.
-_ERRORS_KEPT: Final = 200
 
 #: Listings kept for the time to live, and entries in all of them together.
 _LISTINGS_KEPT: Final = 64
@@ -48,21 +46,12 @@ class TreeOptions:
     max_uploads: int = 256
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedError:
-    """One operation that failed."""
-
-    time: str
-    operation: str
-    path: str
-    error: str
-    reason: str
-
-
 class ExpiringListings(Generic[_Value]):
     """The newest listings by repository name, each for `ttl` seconds; bounded in number and in entries."""
 
     def __init__(self, ttl: float) -> None:
+        self.hits = 0
+        self.misses = 0
         self._ttl = ttl
         self._kept: OrderedDict[str, tuple[float, Sequence[_Value]]] = OrderedDict()
         # When a name was forgotten; and until when any name may have been that is not among these.
@@ -73,7 +62,9 @@ class ExpiringListings(Generic[_Value]):
         """The listing, if it is fresh."""
         kept = self._kept.get(name)
         if kept is None or time.monotonic() >= kept[0]:
+            self.misses += 1
             return None
+        self.hits += 1
         return kept[1]
 
     def put(self, name: str, began_at: float, listing: Sequence[_Value]) -> None:
@@ -107,7 +98,7 @@ class MountState:
         self.registry = registry
         self.options = options
         self.mounted_at = time.time_ns()
-        self.errors: deque[RecordedError] = deque(maxlen=_ERRORS_KEPT)
+        self.stats = MountStats()
         #: Repositories that were made by `mkdir` here and may have nothing in them.
         self.fresh_repositories: set[str] = set()
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
@@ -119,6 +110,22 @@ class MountState:
         #: Told when a file has become another one, an upload a layer. Set by the tree.
         self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005
         self._nursery = nursery
+
+    def cache_figures(self) -> dict[str, CacheFigures]:
+        """How useful what is remembered is. May be called from any thread."""
+        listings = (
+            self.layer_listings,
+            self.upload_listings,
+            self.manifest_listings,
+            self.tag_listings,
+            self.index_listings,
+        )
+        hits, misses = sum(each.hits for each in listings), sum(each.misses for each in listings)
+        blobs = self.registry.blobs
+        return {
+            "descriptors": CacheFigures(blobs.cache_hits, blobs.cache_misses),
+            "listings": CacheFigures(hits, misses),
+        }
 
     def service(self, name: str) -> LayerService:
         """The layers of repository `name`."""
@@ -157,11 +164,6 @@ class MountState:
         """Raises `ReadOnlyMount` on a read-only mount."""
         if self.options.read_only:
             raise ReadOnlyMount("the mount is read-only")
-
-    def record(self, operation: str, path: str, error: str, reason: str) -> None:
-        """Keeps a failure for `.layerfs/errors`."""
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self.errors.append(RecordedError(now, operation, path, error, reason))
 
     def start(self, task: Callable[[], Awaitable[None]], what: str) -> None:
         """Runs `task` in the background. Its errors must have another way to reach a user; here they are logged."""

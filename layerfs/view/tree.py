@@ -14,6 +14,7 @@ from typing import Final
 import trio
 
 from layerfs.driver.interface import Usage
+from layerfs.driver.metered import MeteredDriver
 from layerfs.errors import (
     InvalidArgument,
     IsNotDirectory,
@@ -29,7 +30,8 @@ from layerfs.registry import Registry
 from layerfs.view.control import ControlDirectory
 from layerfs.view.handles import DirectorySnapshot, HandleTable
 from layerfs.view.inodes import ROOT_INO, InodeTable
-from layerfs.view.live_uploads import LiveUploads
+from layerfs.view.live_uploads import LiveUpload, LiveUploads
+from layerfs.view.measurements import Measurements
 from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, HandleId, Ino, Node
 from layerfs.view.oci.state import Layouts
 from layerfs.view.repositories import RepositoryDirectory
@@ -51,12 +53,12 @@ class Tree:
     ) -> None:
         self.options = options
         self.registry = registry
-        #: Calls by operation, counted by whoever dispatches them.
-        self.calls: dict[str, int] = {}
         self._about = dict(about or {})
         self._state = MountState(registry, options, nursery)
+        #: What is counted, by whoever dispatches operations.
+        self.stats = self._state.stats
         self._uploads = LiveUploads(self._state)
-        control = ControlDirectory(self._state, self.status)
+        control = ControlDirectory(self._state, status=self.status, stats=lambda: self.measurements().text())
         self._inodes = InodeTable(RepositoryDirectory(Layouts(self._state, self._uploads), control, ""))
         self._state.became = self._inodes.rebind
         self._handles: HandleTable[Handle] = HandleTable(options.max_handles)
@@ -66,22 +68,24 @@ class Tree:
         """Makes durable what is still open for writing. To be called when no more calls come in; may be cancelled."""
         await self._uploads.close()
 
+    def measurements(self) -> Measurements:
+        """All figures as they are now. May be called from any thread."""
+        return Measurements(
+            about=self._about,
+            uptime=(time.time_ns() - self._state.mounted_at) / 1e9,
+            open_files=len(self._handles),
+            open_directories=len(self._directories),
+            inodes=len(self._inodes),
+            uploads=len(self._uploads.open_uploads()),
+            read_ahead_bytes=self._state.read_ahead.used,
+            stats=self._state.stats,
+            backend=self.registry.driver.stats if isinstance(self.registry.driver, MeteredDriver) else None,
+            caches=self._state.cache_figures(),
+        )
+
     def status(self) -> dict[str, object]:
         """What `.layerfs/status.json` shows."""
-        uploads = [
-            {"repository": live.upload.name, "name": live.file_name, "uuid": live.upload.uuid, "size": live.upload.size}
-            for live in self._uploads.open_uploads()
-        ]
-        return {
-            **self._about,
-            "uptime_seconds": round((time.time_ns() - self._state.mounted_at) / 1e9, 3),
-            "open_files": len(self._handles),
-            "open_directories": len(self._directories),
-            "inodes": len(self._inodes),
-            "uploads": uploads,
-            "errors": len(self._state.errors),
-            "calls": dict(sorted(self.calls.items())),
-        }
+        return self.measurements().status([_upload_fields(live) for live in self._uploads.open_uploads()])
 
     # --- names and attributes --------------------------------------------------------------------------------
 
@@ -188,12 +192,14 @@ class Tree:
         with self._handles.room():
             node, handle = await self._directory(parent).create(_decode(name, InvalidArgument), flags)
             ino, attributes = self._tell(node, await node.attributes())
+            handle.ino = ino
             return ino, attributes, self._handles.add(handle), handle
 
     async def open(self, ino: Ino, flags: int) -> tuple[HandleId, Handle]:
         """Opens a file."""
         with self._handles.room():
             handle = await self._inodes.node(ino).open(flags)
+            handle.ino = ino
             return self._handles.add(handle), handle
 
     def handle(self, handle: HandleId) -> Handle:
@@ -249,9 +255,19 @@ class Tree:
         except LayerfsError:
             return f"<handle {handle}>"
 
-    def record_failure(self, operation: str, path: str, error: str, reason: str) -> None:
-        """Keeps a failure for `.layerfs/errors`."""
-        self._state.record(operation, path, error, reason)
+    def path_of_directory(self, handle: HandleId) -> str:
+        """Where an open directory was, for messages; whatever the number is."""
+        try:
+            return self._directories.get(handle).path or "/"
+        except LayerfsError:
+            return f"<handle {handle}>"
+
+    def ino_of_handle(self, handle: HandleId) -> Ino | None:
+        """What an open file is, for messages; None if it is not open."""
+        try:
+            return self._handles.get(handle).ino
+        except LayerfsError:
+            return None
 
     def _directory(self, ino: Ino) -> Directory:
         node = self._inodes.node(ino)
@@ -264,6 +280,19 @@ class Tree:
         ino = self._inodes.ino(node)
         self._inodes.remember(ino, node)
         return ino, attributes
+
+
+def _upload_fields(live: LiveUpload) -> dict[str, object]:
+    upload = live.upload
+    return {
+        "repository": upload.name,
+        "name": live.file_name,
+        "path": live.path,
+        "uuid": upload.uuid,
+        "size": upload.size,
+        "pending": upload.pending,
+        "hash_lag": upload.hash_lag,
+    }
 
 
 def _decode(name: bytes, error: type[LayerfsError] = NoSuchEntry) -> str:

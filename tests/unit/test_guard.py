@@ -6,6 +6,7 @@ import errno
 import inspect
 import json
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from layerfs.fuse.guard import GuardedOperations
 from layerfs.fuse.operations import Operations
 from layerfs.logs import one_line
 from layerfs.registry import Registry
+from layerfs.view.stats import Details, MountStats
 from layerfs.view.tree import ROOT_INO, Tree, TreeOptions
 
 TIMEOUT = 60.0
@@ -33,21 +35,28 @@ class Handlers(GuardedOperations):
     """Handlers that do what the test says."""
 
     operation_timeout = TIMEOUT
+    slow_operation = math.inf
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(MountStats())
         self.behave: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
-        self.records: list[tuple[str, str, str, str]] = []
-        self.counts: list[str] = []
 
-    def count(self, operation: str) -> None:
-        self.counts.append(operation)
+    @property
+    def records(self) -> list[tuple[str, str, str, str]]:
+        return [(each.operation, each.path, each.error, each.reason) for each in self.stats.failures]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {operation: latency.count for operation, latency in self.stats.latencies.items()}
 
     def describe(self, operation: str, arguments: tuple[Any, ...]) -> str:
         return "some/path"
 
-    def record(self, operation: str, path: str, error: str, reason: str) -> None:
-        self.records.append((operation, path, error, reason))
+    def paths(self, operation: str, arguments: tuple[Any, ...]) -> tuple[str, str | None]:
+        return "some/path", None
+
+    def details(self, operation: str, arguments: tuple[Any, ...]) -> Details:
+        return Details(inode=7)
 
     async def getattr(self, inode: int, ctx: object) -> object:
         return await self.behave()
@@ -87,7 +96,7 @@ async def test_an_answer_is_handed_on(handlers: Handlers) -> None:
 
     handlers.behave = answer
     assert await handlers.getattr(1, None) == "answer"
-    assert handlers.counts == ["getattr"]
+    assert handlers.counts == {"getattr": 1}
 
 
 @pytest.mark.parametrize(
@@ -234,11 +243,10 @@ DEMANDED = (
 class Broken:
     """A tree that has a bug in whatever is asked of it."""
 
-    calls: dict[str, int]
     options = TreeOptions()
 
     def __init__(self) -> None:
-        self.calls = {}
+        self.stats = MountStats()
 
     def path_of(self, *_arguments: object) -> str:
         return "path"
@@ -258,9 +266,9 @@ def test_all_handlers_are_there() -> None:
 async def test_an_exception_of_the_guard_itself(handlers: Handlers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a failure cannot be described or kept, it is EIO, and the mount lives on."""
     handlers.behave = raising(errors.NotPermitted("why"))
-    for part in ("count", "describe", "record"):
+    for owner, part in ((handlers, "paths"), (handlers, "details"), (handlers.stats, "failed")):
         with monkeypatch.context() as broken:
-            broken.setattr(handlers, part, lambda *_: 1 / 0)
+            broken.setattr(owner, part, lambda *_: 1 / 0)
             assert await errno_from(handlers.getattr(1, None)) == errno.EIO
 
 
@@ -327,7 +335,7 @@ def test_no_name_gets_into_the_log_unescaped(caplog: pytest.LogCaptureFixture, n
                         await call()
                     except pyfuse3.FUSEError as error:
                         assert error.errno != errno.EIO
-            content = "".join(json.dumps([error.path, error.reason]) + "\n" for error in tree._state.errors)
+            content = "".join(json.dumps([error.path, error.reason]) + "\n" for error in tree.stats.failures)
             assert all(one_line(line) == line for line in content.splitlines())
             nursery.cancel_scope.cancel()
 

@@ -87,7 +87,7 @@ async def test_the_cap_on_uploads(show: Show) -> None:
 async def test_the_control_directory(shown: Shown) -> None:
     """Not listed, but it can be looked up, and has what it says."""
     assert ".layerfs" not in await shown.list("")
-    assert await shown.list(".layerfs") == ["errors", "status.json"]
+    assert await shown.list(".layerfs") == ["accesslog", "errors", "missing", "stats", "status.json"]
 
 
 async def test_status(shown: Shown) -> None:
