@@ -58,8 +58,6 @@ class Request:
     #: Only say whether it could be asked for.
     is_fake: bool = False
     is_verbose: bool = False
-    #: The mount namespace to mount in: a file such as /proc/1/ns/mnt, or a process.
-    namespace: str | None = None
 
     def mount_arguments(self) -> list[str]:
         """The arguments of `layerfs mount` that ask for it."""
@@ -98,6 +96,11 @@ def parse(arguments: Sequence[str]) -> Request:
             "options of a mount of layerfs cannot be changed by remounting: unmount it and mount it again, or change "
             "its configuration file and send SIGHUP to its daemon"
         )
+    if "-N" in given:
+        raise HelperUsage(
+            f"layerfs does not enter other mount namespaces: run 'nsenter --mount={given['-N']} mount …' instead of "
+            f"'mount -N {given['-N']} …'"
+        )
     environment = {match[1]: match[2] for match in map(_ENVIRONMENT_WORD.fullmatch, words) if match}
     words = [word for word in words if not _ENVIRONMENT_WORD.fullmatch(word)]
     if "-r" in given:
@@ -109,7 +112,6 @@ def parse(arguments: Sequence[str]) -> Request:
         environment=environment,
         is_fake="-f" in given,
         is_verbose="-v" in given,
-        namespace=given.get("-N"),
     )
 
 
@@ -133,8 +135,7 @@ def begin_again(request: Request) -> NoReturn:
 
     The command line, which everybody can read, has it until then.
     """
-    flags = [*(["-f"] if request.is_fake else []), *(["-N", request.namespace] if request.namespace else [])]
     options = ["-o", config.join_mount_options(request.words)] if request.words else []
-    arguments = [NAME, *flags, *options, "--", request.source, request.mountpoint]
+    arguments = [NAME, *(["-f"] if request.is_fake else []), *options, "--", request.source, request.mountpoint]
     # -P: what lies in the working directory is nobody's to import.
     os.execve(sys.executable, [sys.executable, "-P", "-m", "layerfs", *arguments], os.environ | request.environment)  # noqa: S606
