@@ -20,6 +20,7 @@ from layerfs.driver.interface import (
     Entries,
     FileInfo,
     FileReader,
+    Files,
     FileWriter,
     SealedFile,
     Stats,
@@ -67,6 +68,9 @@ class Store(Protocol):
 
     async def list(self, path: str) -> Entries: ...
 
+    async def list_files(self, path: str) -> Files:
+        """One request for a thousand files or more, wherever below they are."""
+
     async def get_content(self, path: str, limit: int) -> bytes: ...
 
     async def get_contents(self, paths: Sequence[str], limit: int) -> Contents: ...
@@ -101,7 +105,7 @@ class Store(Protocol):
 class ObjectStoreDriver(StorageDriver):
     """What lies below a prefix in an object store. Nothing is asked of the store before the first call."""
 
-    capabilities = Capabilities(directories=False, append=True, random_writes=False)
+    capabilities = Capabilities(directories=False, append=True, random_writes=False, listed_files=True)
 
     def __init__(self, name: str, place: str, store: Store) -> None:
         """`place` is what the storage is called in the list of threads."""
@@ -117,6 +121,9 @@ class ObjectStoreDriver(StorageDriver):
 
     async def list(self, path: str) -> Entries:
         return await self._bridge.call(self._store.list, check_path(path))
+
+    async def list_files(self, path: str) -> Files:
+        return await self._bridge.call(self._store.list_files, check_path(path))
 
     async def get_content(self, path: str, *, limit: int) -> bytes:
         return await self._bridge.call(self._store.get_content, check_path(path), limit)

@@ -13,9 +13,6 @@ must allow more time than uploads are given by whoever purges them: 30 days, say
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from layerfs.driver.interface import Files, check_path
 from layerfs.driver.object_driver import ObjectStoreDriver
 from layerfs.driver.s3_options import S3Options
 from layerfs.driver.s3_store import Store
@@ -24,11 +21,5 @@ from layerfs.driver.s3_store import Store
 class S3Driver(ObjectStoreDriver):
     """What lies below a prefix in a bucket."""
 
-    capabilities = replace(ObjectStoreDriver.capabilities, listed_files=True)
-
     def __init__(self, options: S3Options) -> None:
-        self._files = store = Store(options)
-        super().__init__("s3", options.bucket, store)
-
-    async def list_files(self, path: str) -> Files:
-        return await self._bridge.call(self._files.list_files, check_path(path))
+        super().__init__("s3", options.bucket, Store(options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from layerfs.driver.azure_options import AzureOptions, parse_azure_url
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
@@ -12,18 +13,21 @@ from layerfs.driver.s3_options import S3Options, parse_s3_url
 from layerfs.errors import UnknownSource
 
 #: A path or URL, or the options of a driver.
-Storage: TypeAlias = str | S3Options
+Storage: TypeAlias = str | AzureOptions | S3Options
 
 
 def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
-    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), `s3://bucket/prefix` (the options
-    are in `s3_options`), or another URL that fsspec knows; or for the options of one.
+    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), `s3://bucket/prefix` and
+    `az://container/prefix` (what else can be said is in `s3_options` and `azure_options`), or another URL that fsspec
+    knows; or for the options of one.
 
     `create` makes a local directory that is missing. Raises `UnknownSource`, or what the driver raises if it cannot
     reach its storage.
     """
     if isinstance(source, S3Options):
         return _s3_driver(source)
+    if isinstance(source, AzureOptions):
+        return _azure_driver(source)
     if "://" not in source:
         return LocalDriver(_given(source, source), create=create)
     scheme = source.partition("://")[0].lower()
@@ -35,6 +39,8 @@ def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
         return MemoryDriver()
     if scheme == "s3":
         return _s3_driver(parse_s3_url(source))
+    if scheme in {"az", "abfs", "abfss"}:
+        return _azure_driver(parse_azure_url(source))
     # Not before it is needed: it takes as long to import as all the rest.
     from layerfs.driver.fsspec import FsspecDriver
 
@@ -47,6 +53,14 @@ def _s3_driver(options: S3Options) -> StorageDriver:
     except ImportError as error:
         raise _missing_extra("s3", "s3", error) from error
     return S3Driver(options)
+
+
+def _azure_driver(options: AzureOptions) -> StorageDriver:
+    try:
+        from layerfs.driver.azure import AzureDriver
+    except ImportError as error:
+        raise _missing_extra("az", "azure", error) from error
+    return AzureDriver(options)
 
 
 def _missing_extra(scheme: str, extra: str, error: ImportError) -> UnknownSource:

@@ -9,7 +9,9 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
+from harness.azurite import azurite
 from harness.object_stores import gateway
+from layerfs.driver.azure import AzureDriver
 from layerfs.driver.fsspec import FsspecDriver
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
@@ -37,11 +39,12 @@ DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
     "fsspec-memory": lambda disk, ram: FsspecDriver(f"memory://{uuid.uuid4()}/storage"),
     "fsspec-file": lambda disk, ram: FsspecDriver(f"file://{disk}"),
     "fsspec-unheardof": lambda disk, ram: FsspecDriver(f"unheardof://{uuid.uuid4()}/storage"),
+    "azure": lambda disk, ram: AzureDriver(azurite().options(f"tests/{uuid.uuid4()}")),
     "s3": lambda disk, ram: S3Driver(gateway().options(f"tests/{uuid.uuid4()}")),
 }
 APPENDING = [name for name in DRIVERS if name != "fsspec-unheardof"]
 RANDOM_WRITING = ["memory", "local-on-disk", "local-on-tmpfs"]
 ONLY_APPENDING = [name for name in APPENDING if name not in RANDOM_WRITING]
-WITHOUT_DIRECTORIES = ["fsspec-memory", "s3"]
+WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "azure"]
 #: Here a file and a directory can have one name: keeping them apart would double the requests of every change.
-OBJECT_STORES = ["s3"]
+OBJECT_STORES = ["s3", "azure"]

@@ -1,0 +1,480 @@
+"""The requests that can be made of a container, each a method: paths in, the driver's errors out. Runs on asyncio.
+
+There is one layer of retries, the SDK's, and every request has a deadline over all its tries. An append that was tried
+again, or whose answer was lost, looks like another's: so the end of the blob is compared before it counts as such.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from azure.core import MatchConditions
+from azure.storage.blob import BlobProperties, BlobSasPermissions, BlobType, generate_blob_sas
+from azure.storage.blob.aio import BlobServiceClient, ContainerClient, ExponentialRetry
+
+from layerfs.driver.at_once import ByteBudget, gather
+from layerfs.driver.azure_errors import azure_error, error_code
+from layerfs.driver.azure_options import AzureOptions
+from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.url_options import MEBIBYTE
+from layerfs.errors import (
+    AccessDenied,
+    BackendFailure,
+    ContentChanged,
+    ContentTooLarge,
+    DriverError,
+    PathNotFound,
+    ShortRead,
+    UnknownSource,
+)
+
+#: Requests in flight, by kind, so that a long listing cannot starve reads; the SDK has 100 connections.
+METADATA_REQUESTS: Final = 48
+READ_REQUESTS: Final = 32
+WRITE_REQUESTS: Final = 20
+
+#: Bytes that all uploads together have on their way.
+BLOCK_MEMORY: Final = 256 * MEBIBYTE
+
+#: Seconds. With these the SDK gives up on a store that says nothing before an operation of a mount does (60 s), so that
+#: the reason is the store's and not the clock's.
+_CONNECT_TIMEOUT: Final = 5
+_READ_TIMEOUT: Final = 12
+_RETRIES: Final = 2
+_DEADLINE: Final = 45.0
+#: Bytes in a second below which a line counts as broken.
+_SLOWEST_LINE: Final = MEBIBYTE // 4
+
+#: A copy within an account is done when it is answered, as a rule. Else it is looked at after so many seconds, twice as
+#: many each time, and given up after this time.
+_FIRST_LOOK: Final = 0.05
+_LONGEST_LOOK: Final = 2.0
+_COPY_DEADLINE: Final = 900.0
+
+#: Blobs that one request deletes.
+_DELETED_AT_ONCE: Final = 256
+
+#: Bytes above which the SDK would make several requests of one; no read here is larger.
+_LARGEST_GET: Final = 256 * MEBIBYTE
+
+#: How long the store may read the source of a copy on behalf of a user who is logged in.
+_SIGNED_FOR: Final = timedelta(hours=1)
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class AzureBlob(StoredObject):
+    """What Azure says of a blob. `blocks` is how often it was appended to, which only an append blob can be."""
+
+    blocks: int
+    can_grow: bool
+
+
+class Container(Objects):
+    """A container, and the prefix in it that is the root. Opened by the first request."""
+
+    def __init__(self, options: AzureOptions) -> None:
+        super().__init__(options.root_prefix)
+        self.options = options
+        #: What the blocks that are on their way, of all uploads together, may take up.
+        self.block_memory = ByteBudget(BLOCK_MEMORY)
+        self._resources = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._service: BlobServiceClient | None = None
+        self._client: ContainerClient | None = None
+        self._endpoint = options.endpoint_url or ""
+        self._is_logged_in = False
+        self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
+        self._reads = asyncio.Semaphore(READ_REQUESTS)
+        self._writes = asyncio.Semaphore(WRITE_REQUESTS)
+
+    @property
+    def description(self) -> str:
+        """The container and where it is, for messages."""
+        return f"container {self.options.container!r} at {self._endpoint or 'Azure'}"
+
+    async def close(self) -> None:
+        self._client = self._service = None
+        await self._resources.aclose()
+
+    # --- blobs ---------------------------------------------------------------------------------------------------
+
+    async def head(self, path: str) -> AzureBlob:
+        found = await self._properties(path)
+        if not _is_whole(found):
+            raise PathNotFound(path)
+        return _blob(found)
+
+    async def get(self, path: str, *, limit: int) -> bytes:
+        async def read(client: ContainerClient) -> tuple[BlobProperties, int, bytes]:
+            # One byte more shows that there is more, without a request for the size.
+            answer = await client.download_blob(self.key(path), offset=0, length=limit + 1)
+            content = await answer.readall()
+            size = int((answer.properties.content_range or f"/{len(content)}").rpartition("/")[2])
+            return answer.properties, size, content
+
+        try:
+            found, size, content = await self._ask(self._reads, path, read, length=limit)
+        except ShortRead:
+            # There is no range of an empty blob that Azure would give.
+            if (await self.head(path)).size:
+                raise
+            return b""
+        if not _is_whole(found):
+            raise PathNotFound(path)
+        if size > limit:
+            raise ContentTooLarge(path, f"{size} bytes, more than {limit}")
+        if len(content) != size:
+            raise ShortRead(path, f"{self.description} sent {len(content)} of {size} bytes")
+        return content
+
+    async def get_range(
+        self, path: str, offset: int, length: int, *, size: int | None = None, etag: str | None = None
+    ) -> bytes:
+        if not length:
+            return b""
+
+        async def read(client: ContainerClient) -> tuple[int, bytes]:
+            answer = await client.download_blob(self.key(path), offset=offset, length=length, **_if_is(etag))
+            content = await answer.readall()
+            return int(str(answer.properties.content_range).rpartition("/")[2]), content
+
+        try:
+            total, content = await self._ask(self._reads, path, read, length=length)
+        except PathNotFound as error:
+            raise ShortRead(path, "it was removed while it was open") from error
+        if size is not None and total != size:
+            raise (ShortRead if total < size else ContentChanged)(path, f"it has {total} bytes now, not {size}")
+        if len(content) != length:
+            raise ShortRead(path, f"{len(content)} of {length} bytes: it has {total} now")
+        return content
+
+    async def put(self, path: str, content: bytes) -> None:
+        """As a block blob, in place of one of any kind."""
+
+        async def upload(client: ContainerClient) -> object:
+            return await client.get_blob_client(self.key(path)).upload_blob(content, overwrite=True)
+
+        await self._replacing(path, lambda: self._ask(self._writes, path, upload, length=len(content)))
+
+    async def create(self, path: str) -> AzureBlob:
+        """Makes an empty append blob, in place of what is there."""
+
+        async def begin(client: ContainerClient) -> AzureBlob:
+            answer: dict[str, Any] = await client.get_blob_client(self.key(path)).create_append_blob()
+            return AzureBlob(0, _etag(answer), _nanoseconds(answer["last_modified"]), blocks=0, can_grow=True)
+
+        return await self._replacing(path, lambda: self._ask(self._writes, path, begin))
+
+    async def append(self, path: str, block: bytes, blob: AzureBlob) -> AzureBlob:
+        """Appends a block to a blob that is as `blob` says, durably. Raises `ContentChanged` if it is not."""
+
+        async def append(client: ContainerClient) -> AzureBlob:
+            answer: dict[str, Any] = await client.get_blob_client(self.key(path)).append_block(
+                block, length=len(block), appendpos_condition=blob.size, **_if_is(blob.etag)
+            )
+            blocks = int(answer["blob_committed_block_count"])
+            changed_at = _nanoseconds(answer["last_modified"])
+            return AzureBlob(blob.size + len(block), _etag(answer), changed_at, blocks=blocks, can_grow=True)
+
+        try:
+            return await self._ask(self._writes, path, append, length=len(block))
+        except PathNotFound as error:
+            raise ContentChanged(path, "it was removed") from error
+        except (ContentChanged, BackendFailure):
+            appended = await self._as_if_appended(path, block, blob)
+            if appended is None:
+                raise
+            return appended
+
+    async def _as_if_appended(self, path: str, block: bytes, blob: AzureBlob) -> AzureBlob | None:
+        """The blob, if it is what appending the block has made of it, or would have."""
+        with contextlib.suppress(DriverError):
+            now = await self.head(path)
+            may_be = (now.size, now.blocks) == (blob.size + len(block), blob.blocks + 1)
+            if may_be and await self.get_range(path, blob.size, len(block), etag=now.etag) == block:
+                return now
+        return None
+
+    async def _properties(self, path: str) -> BlobProperties:
+        async def look(client: ContainerClient) -> BlobProperties:
+            return await client.get_blob_client(self.key(path)).get_blob_properties()
+
+        return await self._ask(self._metadata, path, look)
+
+    async def _replacing(self, path: str, make: Callable[[], Awaitable[_Result]]) -> _Result:
+        """What `make` gives; Azure does not let it replace a blob of another kind, so then that is deleted first."""
+        try:
+            return await make()
+        except _OtherKind:
+            await self._delete(path)
+            return await make()
+
+    # --- deleting ------------------------------------------------------------------------------------------------
+
+    async def delete_keys(self, path: str, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _DELETED_AT_ONCE):
+            batch = keys[start : start + _DELETED_AT_ONCE]
+            refused = batch if len(batch) == 1 else await self._delete_batch(path, batch)
+            # One by one there is a reason for each; and not every server knows how to delete many.
+            await gather([self._delete(self.path(key)) for key in refused])
+
+    async def _delete_batch(self, path: str, keys: Sequence[str]) -> Sequence[str]:
+        """Deletes blobs by one request; returns those that it did not delete."""
+
+        async def delete(client: ContainerClient) -> list[int]:
+            answers = await client.delete_blobs(*keys, raise_on_any_failure=False)
+            return [answer.status_code async for answer in answers]
+
+        try:
+            codes = await self._ask(self._writes, path, delete)
+        except BackendFailure:
+            return keys
+        if len(codes) != len(keys):
+            return keys
+        return [key for key, code in zip(keys, codes, strict=True) if code not in {200, 202, 404}]
+
+    async def _delete(self, path: str) -> None:
+        """Deletes one blob; no error if there is none."""
+
+        async def delete(client: ContainerClient) -> None:
+            await client.delete_blob(self.key(path), delete_snapshots="include")
+
+        with contextlib.suppress(PathNotFound):
+            await self._ask(self._writes, path, delete)
+
+    # --- copying -------------------------------------------------------------------------------------------------
+
+    async def copy(self, source: str, destination: str, found: StoredObject) -> None:
+        """As of `Objects`. The copy is of the kind that the source is; while it is made it does not count as a blob."""
+        try:
+            async with asyncio.timeout(_COPY_DEADLINE):
+                await self._replacing(destination, lambda: self._copy(source, destination, found))
+        except TimeoutError as error:
+            raise BackendFailure(destination, f"{self.description} takes too long to copy it") from error
+        except PathNotFound as error:
+            raise ContentChanged(source, "it was removed while it was copied") from error
+
+    async def _copy(self, source: str, destination: str, found: StoredObject) -> None:
+        try:
+            await self._start_copy(source, destination, found, is_signed=False)
+        except _SourceUnreadable:
+            # Being logged in is not enough for the store to read what it copies, everywhere.
+            if not self._is_logged_in:
+                raise
+            await self._start_copy(source, destination, found, is_signed=True)
+        except _CopyPending:
+            await self._wait_for_copy(destination)
+            await self._start_copy(source, destination, found, is_signed=False)
+        if await self._wait_for_copy(destination) != found.size:
+            raise ContentChanged(destination, "somebody else has replaced it meanwhile")
+
+    async def _start_copy(self, source: str, destination: str, found: StoredObject, *, is_signed: bool) -> None:
+        async def start(client: ContainerClient) -> object:
+            url = client.get_blob_client(self.key(source)).url
+            if is_signed:
+                url = f"{url}?{await self._sign(source)}"
+            blob = client.get_blob_client(self.key(destination))
+            return await blob.start_copy_from_url(
+                url, source_etag=f'"{found.etag}"', source_match_condition=MatchConditions.IfNotModified
+            )
+
+        await self._ask(self._writes, destination, start)
+
+    async def _wait_for_copy(self, destination: str) -> int:
+        """The size of the copy, when it is done. Raises if it failed."""
+        pause = _FIRST_LOOK
+        while True:
+            now = await self._properties(destination)
+            if _is_whole(now):
+                return int(now.size)
+            if now.copy.status != "pending":
+                raise BackendFailure(destination, f"{self.description} has not copied it: {now.copy.status}")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_LOOK)
+
+    async def _sign(self, path: str) -> str:
+        """Leave to read a blob for a while, in the name of the user who is logged in."""
+        service = self._service
+        assert service is not None  # noqa: S101 - there was a request
+        now = datetime.now(UTC)
+        # Clocks differ by minutes.
+        begin, end = now - timedelta(minutes=15), now + _SIGNED_FOR
+        return generate_blob_sas(
+            str(service.account_name),
+            self.options.container,
+            self.key(path),
+            user_delegation_key=await service.get_user_delegation_key(begin, end),
+            permission=BlobSasPermissions(read=True),
+            start=begin,
+            expiry=end,
+        )
+
+    # --- listings ------------------------------------------------------------------------------------------------
+
+    async def pages(
+        self, path: str, prefix: str, *, delimiter: str = "", limit: int | None = None
+    ) -> AsyncIterator[Page]:
+        marker: str | None = ""
+        while marker is not None:
+            page, marker = await self._page(path, prefix, delimiter, limit, marker or None)
+            yield page
+
+    async def _page(
+        self, path: str, prefix: str, delimiter: str, limit: int | None, marker: str | None
+    ) -> tuple[Page, str | None]:
+        async def fetch(client: ContainerClient) -> tuple[list[Any], str | None]:
+            wanted: dict[str, Any] = {"name_starts_with": prefix, "results_per_page": limit}
+            walk: Any = client.walk_blobs(**wanted, delimiter=delimiter) if delimiter else client.list_blobs(**wanted)
+            pages = walk.by_page(continuation_token=marker)
+            async for page in pages:
+                return [found async for found in page], pages.continuation_token or None
+            return [], None
+
+        found, following = await self._ask(self._metadata, path, fetch)
+        objects = {blob.name: _blob(blob) for blob in found if isinstance(blob, BlobProperties)}
+        prefixes = [prefix.name for prefix in found if not isinstance(prefix, BlobProperties)]
+        return Page(objects, prefixes, is_last=following is None), following
+
+    # --- the SDK -------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        limit: asyncio.Semaphore,
+        path: str,
+        request: Callable[[ContainerClient], Awaitable[_Result]],
+        *,
+        length: int = 0,
+    ) -> _Result:
+        async with limit:
+            try:
+                async with asyncio.timeout(_DEADLINE + length / _SLOWEST_LINE):
+                    return await request(await self._open())
+            except DriverError:
+                raise
+            except Exception as error:
+                failure = azure_error(error, path, store=self.description)
+                special = _SPECIAL.get(error_code(error))
+                if special is not None:
+                    raise special(path, failure.detail) from error
+                raise failure from error
+
+    async def _open(self) -> ContainerClient:
+        if self._client is None:
+            async with self._opening:
+                if self._client is None:
+                    self._client = await self._connect()
+        return self._client
+
+    async def _connect(self) -> ContainerClient:
+        try:
+            service = await self._resources.enter_async_context(await self._create_service())
+        except ValueError as error:
+            # Its text may have the secret in it.
+            reason = "the connection string, key or token in the environment is malformed"
+            raise UnknownSource(f"az://{self.options.container}", reason) from error
+        self._service = service
+        address = urlsplit(service.primary_endpoint)
+        self._endpoint = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
+        return service.get_container_client(self.options.container)
+
+    async def _create_service(self) -> BlobServiceClient:
+        options, environment = self.options, os.environ
+        settings: dict[str, Any] = {
+            "retry_policy": ExponentialRetry(
+                initial_backoff=1, increment_base=2, retry_total=_RETRIES, random_jitter_range=1
+            ),
+            "connection_timeout": _CONNECT_TIMEOUT,
+            "read_timeout": _READ_TIMEOUT,
+            "connection_verify": (options.ca_file or True) if options.verify_tls else False,
+            "max_single_get_size": _LARGEST_GET,
+        }
+        connection = options.connection_string
+        if connection is None and options.account is None and options.endpoint_url is None:
+            connection = environment.get("AZURE_STORAGE_CONNECTION_STRING")
+        if connection:
+            return BlobServiceClient.from_connection_string(connection, **settings)
+        account = (
+            options.account or environment.get("AZURE_STORAGE_ACCOUNT") or environment.get("AZURE_STORAGE_ACCOUNT_NAME")
+        )
+        if not account:
+            raise UnknownSource(
+                f"az://{options.container}",
+                "of which account? Say az://…?account=NAME, or set AZURE_STORAGE_ACCOUNT or "
+                "AZURE_STORAGE_CONNECTION_STRING",
+            )
+        endpoint = options.endpoint_url or f"https://{account}.blob.{options.realm}"
+        return BlobServiceClient(endpoint, credential=await self._credential(account), **settings)
+
+    async def _credential(self, account: str) -> Any:
+        environment = os.environ
+        key = (
+            self.options.account_key
+            or environment.get("AZURE_STORAGE_KEY")
+            or environment.get("AZURE_STORAGE_ACCOUNT_KEY")
+        )
+        if key:
+            # With the name: it cannot be told from every endpoint.
+            return {"account_name": account, "account_key": key}
+        token = self.options.sas_token or environment.get("AZURE_STORAGE_SAS_TOKEN")
+        if token:
+            return token.removeprefix("?")
+        # Not before it is needed: it takes half a second to import.
+        from azure.identity.aio import DefaultAzureCredential
+
+        self._is_logged_in = True
+        return await self._resources.enter_async_context(DefaultAzureCredential())
+
+
+# What Azure answers where this module knows more to do than to fail; none of these means anything outside of it.
+
+
+class _OtherKind(BackendFailure):
+    """A blob of another kind is in the way."""
+
+
+class _CopyPending(ContentChanged):
+    """Another copy to the same place is under way."""
+
+
+class _SourceUnreadable(AccessDenied):
+    """The store may not read what it is to copy."""
+
+
+_SPECIAL: Final[dict[str, type[DriverError]]] = {
+    "InvalidBlobType": _OtherKind,
+    "PendingCopyOperation": _CopyPending,
+    "CannotVerifyCopySource": _SourceUnreadable,
+}
+
+
+def _if_is(etag: str | None) -> dict[str, Any]:
+    """The arguments that make a request fail if the blob is another one."""
+    return {} if etag is None else {"etag": f'"{etag}"', "match_condition": MatchConditions.IfNotModified}
+
+
+def _is_whole(found: BlobProperties) -> bool:
+    """Whether it is not the place of a copy that is not done, or failed."""
+    return found.copy.status in {None, "success"}
+
+
+def _blob(found: BlobProperties) -> AzureBlob:
+    can_grow = found.blob_type == BlobType.APPENDBLOB
+    blocks = int(found.append_blob_committed_block_count or 0)
+    return AzureBlob(int(found.size), _etag(found), _nanoseconds(found.last_modified), blocks=blocks, can_grow=can_grow)
+
+
+def _etag(found: Any) -> str:
+    return str(found["etag"] or "").strip('"')
+
+
+def _nanoseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1e9)

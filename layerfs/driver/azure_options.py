@@ -1,0 +1,113 @@
+"""Where a storage on Azure is and how it is spoken to: `AzureOptions`, and how it is said in a URL.
+
+    az://container/prefix?account=registrystorage
+    abfs://container@registrystorage.dfs.core.windows.net/prefix
+    az://container?account=registrystorage&realm=core.chinacloudapi.cn
+    az://container?account=devstoreaccount1&endpoint_url=http://127.0.0.1:10000/devstoreaccount1
+
+What is not said, and all credentials, comes from the environment, where Azure's tools look: first a whole
+`AZURE_STORAGE_CONNECTION_STRING`; else the account from `AZURE_STORAGE_ACCOUNT` (or `AZURE_STORAGE_ACCOUNT_NAME`) and
+`AZURE_STORAGE_KEY` (or `AZURE_STORAGE_ACCOUNT_KEY`) or `AZURE_STORAGE_SAS_TOKEN`; else `DefaultAzureCredential`: a
+service principal in the environment, workload identity, managed identity, `az login`. Secrets are never part of a URL.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from layerfs.driver.url_options import (
+    MEBIBYTE,
+    check_no_secrets,
+    parse_boolean,
+    parse_bytes,
+    parse_endpoint_url,
+    parse_query,
+    parse_text,
+    shown,
+)
+from layerfs.errors import UnknownSource
+
+#: Azure's limits: bytes that one request appends, and how often an append blob can be appended to.
+LARGEST_BLOCK: Final = 100 * MEBIBYTE
+MOST_BLOCKS: Final = 50_000
+
+_CREDENTIALS: Final = (
+    "where Azure's tools look for them, such as AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT and "
+    "AZURE_STORAGE_KEY, in the environment"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AzureOptions:
+    """A storage on Azure. `None` leaves a setting to the environment."""
+
+    container: str
+    #: Before every name; no slash at either end.
+    root_prefix: str = ""
+    account: str | None = None
+    #: Of the blob service; by default that of the account in the realm.
+    endpoint_url: str | None = None
+    #: The cloud: `core.chinacloudapi.cn` and `core.usgovcloudapi.net` are others. As in a registry's configuration.
+    realm: str = "core.windows.net"
+    verify_tls: bool = True
+    ca_file: str | None = None
+    #: Bytes of the blocks that an upload begins with, as registries have them; they grow, so that 50,000 are enough.
+    block_size: int = 4 * MEBIBYTE
+    #: Only for programs that have them from elsewhere: without these the environment is looked at.
+    connection_string: str | None = field(default=None, repr=False)
+    account_key: str | None = field(default=None, repr=False)
+    sas_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.block_size <= LARGEST_BLOCK:
+            raise ValueError(f"block_size must be from 1 to {LARGEST_BLOCK} bytes, not {self.block_size}")
+
+
+def parse_azure_url(url: str) -> AzureOptions:
+    """The options in an `az://`, `abfs://` or `abfss://` URL. Raises `UnknownSource`, without repeating a secret."""
+    parts, given = _split_host(urlsplit(url))
+    check_no_secrets(parts, _CREDENTIALS)
+    # $root and $web are names too, of containers that no registry uses.
+    if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){2,62}", parts.netloc):
+        raise UnknownSource(shown(parts), "expected az://CONTAINER/PREFIX or abfs://CONTAINER@ACCOUNT.dfs.REALM/PREFIX")
+    prefix = unquote(parts.path).strip("/")
+    try:
+        return AzureOptions(container=parts.netloc, root_prefix=prefix, **(given | parse_query(parts.query, _QUERY)))
+    except ValueError as error:
+        raise UnknownSource(shown(parts), str(error)) from error
+
+
+def _split_host(parts: SplitResult) -> tuple[SplitResult, dict[str, str]]:
+    """The URL with nothing but the container for a host, and what else was in the host."""
+    match = re.fullmatch(r"([^@:]+)@([a-z0-9]{3,24})\.(?:dfs|blob)\.([a-z0-9.-]+)", parts.netloc)
+    if match is None:
+        return parts, {}
+    container, account, realm = match.groups()
+    return parts._replace(netloc=container), {"account": account, "realm": realm}
+
+
+def _account(text: str) -> str:
+    if not re.fullmatch("[a-z0-9]{3,24}", text):
+        raise ValueError("expected 3 to 24 lower-case letters and digits")
+    return text
+
+
+def _realm(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+", text):
+        raise ValueError("expected the end of host names, such as core.windows.net")
+    return text
+
+
+_QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
+    "account": _account,
+    "endpoint_url": parse_endpoint_url,
+    "realm": _realm,
+    "verify_tls": parse_boolean,
+    "ca_file": parse_text,
+    "block_size": parse_bytes,
+}
+assert set(_QUERY) <= {option.name for option in fields(AzureOptions)}  # noqa: S101 - a table of names, checked once

@@ -1,0 +1,115 @@
+"""Azurite, Microsoft's own emulator of Azure's blob storage, with all its data in memory: one for the whole session.
+
+It is strict where the driver rests on Azure: positions and ETags of appends, kinds of blobs, conditions of copies.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import http.client
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from azure.storage.blob import BlobServiceClient, ContainerClient
+
+from harness.fixture import free_port
+from layerfs.driver.azure_options import AzureOptions
+
+ACCOUNT: Final = "devstoreaccount1"
+#: The same on every Azurite in the world.
+KEY: Final = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+CONTAINER: Final = "registry"
+
+START_LIMIT: Final = 60
+
+#: Where scripts/setup --test puts it.
+_INSTALLED: Final = Path(__file__).parents[2] / ".venv/azurite/node_modules/azurite/dist/src/blob/main.js"
+
+
+class Azurite:
+    """The emulator's blob service, with one account and one container."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="layerfs-azurite-"))
+        self.port = free_port()
+        assert _INSTALLED.exists(), f"{_INSTALLED} is missing: run scripts/setup --test"
+        environment = os.environ | {"PATH": f"{_INSTALLED.parents[6] / 'bin'}:{os.environ['PATH']}"}
+        with (self.directory / "out").open("wb") as out:
+            self._process = subprocess.Popen(
+                [
+                    # Also when the tests are killed nothing of it stays.
+                    *("setpriv", "--pdeathsig", "KILL", "node", str(_INSTALLED)),
+                    *("--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
+                    *("--inMemoryPersistence", "--extentMemoryLimit", "2048"),
+                    *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+                ],
+                cwd=self.directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self._wait()
+        self.client.create_container()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs in its environment to use it."""
+        return {"AZURE_STORAGE_CONNECTION_STRING": self.connection_string()}
+
+    def connection_string(self, endpoint: str | None = None) -> str:
+        where = endpoint or self.endpoint
+        protocol = where.partition(":")[0]
+        return f"DefaultEndpointsProtocol={protocol};AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={where};"
+
+    @functools.cached_property
+    def client(self) -> ContainerClient:
+        """A client of the SDK, to look at what is stored without any code of ours."""
+        return BlobServiceClient.from_connection_string(self.connection_string()).get_container_client(CONTAINER)
+
+    def options(self, prefix: str, **more: Any) -> AzureOptions:
+        """The options of a driver for a prefix in the container."""
+        given: dict[str, Any] = {"account": ACCOUNT, "account_key": KEY, "endpoint_url": self.endpoint}
+        return AzureOptions(container=CONTAINER, root_prefix=prefix, **(given | more))
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while not self._answers():
+            out = (self.directory / "out").read_text(errors="replace")
+            assert self._process.poll() is None, f"Azurite ended:\n{out}"
+            assert time.monotonic() < deadline, f"Azurite did not come up:\n{out}"
+            time.sleep(0.05)  # polling interval
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status < 500
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+@functools.cache
+def azurite() -> Azurite:
+    """The emulator of this process, started by whoever asks first, and gone when the process ends."""
+    started = Azurite()
+    atexit.register(started.stop)
+    return started
