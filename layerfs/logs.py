@@ -21,6 +21,13 @@ _SYSLOG: Final = "/dev/log"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
+#: What talks to storage shows its requests at DEBUG, with tokens and signatures in their headers and addresses.
+_INDISCREET: Final = (
+    *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "httpx", "msal"),
+    *("requests", "s3fs", "urllib3"),
+)
+
+
 def one_line(text: str) -> str:
     """`text` with everything escaped that could start a line, command a terminal or turn its writing around."""
     return _CONTROL.sub(lambda match: repr(match.group())[1:-1], text)
@@ -33,8 +40,8 @@ class LogUnavailable(LayerfsError):
 def configure(*, level: str, log_format: str, log_file: str | None, detached: bool) -> None:
     """Sends the log to `log_file`; without one to standard error, or to syslog (if there is one) when detached.
 
-    `level` is for layerfs; libraries are heard from WARNING on, and from `level` if that is debug. May be called again:
-    what was set up before is replaced. Raises `LogUnavailable`.
+    `level` is for layerfs; libraries are heard from WARNING on, and from `level` if that is debug, but for those that
+    would tell secrets. May be called again: what was set up before is replaced. Raises `LogUnavailable`.
     """
     handler = _handler(log_file, detached=detached)
     handler.setFormatter(_in_utc(_json_formatter() if log_format == "json" else _text_formatter()))
@@ -45,6 +52,8 @@ def configure(*, level: str, log_format: str, log_file: str | None, detached: bo
         force=True,
     )
     logging.getLogger("layerfs").setLevel(threshold)
+    for name in _INDISCREET:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _handler(log_file: str | None, *, detached: bool) -> logging.Handler:

@@ -128,7 +128,7 @@ class Fields:
         return text
 
     def refuse(self, key: str, reason: str) -> NoReturn:
-        """Raises `InvalidConfiguration` for the value at `key`."""
+        """Raises `InvalidConfiguration` for the value at `key`; "" is the section itself."""
         node = self._nodes.get(key)
         raise InvalidConfiguration(self._file, node.place if node is not None else "", f"{self._at(key)}: {reason}")
 
@@ -139,7 +139,7 @@ class Fields:
         return None if node is None or _is_null(node) else node
 
     def _at(self, key: str) -> str:
-        return f"{self.path}.{key}"
+        return f"{self.path}.{key}" if key else self.path
 
     def _refuse(self, node: Node, path: str, reason: str) -> NoReturn:
         raise InvalidConfiguration(self._file, node.place, f"{path}: {reason}")

@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import http.client
 import json
+import os
 import socket
 import subprocess
 import time
@@ -51,6 +52,8 @@ class DockerRegistry:
         """`more` is added to its configuration."""
         self.root = root
         self.user = user
+        #: Instead of that of the tests.
+        self.environment: dict[str, str] | None = None
         self.port = free_port()
         directory.mkdir(parents=True, exist_ok=True)
         self.config = directory / "config.yml"
@@ -67,6 +70,7 @@ class DockerRegistry:
                 stderr=log,
                 user=self.user,
                 group=self.user,
+                env=self.environment,
                 extra_groups=None if self.user is None else [],
             )
         deadline = time.monotonic() + 20
@@ -193,6 +197,17 @@ class DockerRegistry:
         )
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
+
+
+class ConfiguredRegistry(DockerRegistry):
+    """A registry with somebody's configuration, exactly as it is, and variables; only its address is ours."""
+
+    def __init__(self, config: Path, directory: Path, **variables: str) -> None:
+        super().__init__(directory, directory / "own")
+        self.config = config
+        # With AWS_CA_BUNDLE 2.8.2 panics where it uses S3.
+        inherited = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"}
+        self.environment = inherited | variables | {"REGISTRY_HTTP_ADDR": f"127.0.0.1:{self.port}"}
 
 
 class HeldPatch:
