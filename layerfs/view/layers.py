@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from layerfs.errors import InvalidArgument, InvalidDigest, LayerExists, NotPermitted
+from layerfs.errors import InvalidArgument, InvalidDigest, LayerExists, LayerUnknown, NotPermitted
 from layerfs.layername import LayerName, parse_layer_name, parse_layer_name_or_none
 from layerfs.registry import LayerService
 from layerfs.registry.paths import LAYERS
-from layerfs.view.blob_file import LayerFile
+from layerfs.view.blob_file import BlobFile, LayerFile
 from layerfs.view.live_uploads import LiveUploads, UploadFile
 from layerfs.view.nodes import DirectoryEntry, Handle, Node, no_entry, not_a_digest
 from layerfs.view.own_directory import OwnDirectory
@@ -59,15 +59,22 @@ class LayersDirectory(OwnDirectory):
     async def link(self, node: Node, name: str) -> Node:
         """A cross-repository mount: the blob gets a link here too."""
         self._state.check_writable()
-        if not isinstance(node, LayerFile):
+        if not isinstance(node, BlobFile):
             raise InvalidArgument(f"{node.path} is no layer: only layers can be linked into {self.path}")
         digest = self._digest(name)
-        if digest not in (node.digest, node.blob.digest):
+        if digest not in (node.digest, node.blob.digest) and not await self._is_alias(digest, node):
             raise InvalidArgument(f"a layer keeps its name: link it as {node.name!r}, not as {name!r}")
         info = await self._service.mount(node.repository, digest)
         self._state.fresh_repositories.discard(self.repository)
         self._state.layer_listings.forget(self.repository)
         return LayerFile(self._state, self.repository, info)
+
+    async def _is_alias(self, digest: LayerName, node: BlobFile) -> bool:
+        """Whether the file has that name too. A blob is one file under all its names, and was last found by another."""
+        try:
+            return (await self._state.service(node.repository).stat(digest)).blob.digest == node.blob.digest
+        except LayerUnknown:
+            return False
 
     @property
     def _service(self) -> LayerService:

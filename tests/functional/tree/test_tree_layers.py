@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -92,6 +93,24 @@ async def test_linking_under_another_name(shown: Shown, name: str) -> None:
     path = await shown.put_layer(CONTENT)
     with shown.refused(errno.EINVAL):
         await shown.link(path, shown.layer(name))
+
+
+async def test_linking_a_layer_by_all_its_names(shown: Shown) -> None:
+    """As `ln source/* target` does: the file is one, and the name by which it was found last is not the only one."""
+    await shown.put_layer(CONTENT, "source")
+    canonical, alias = digest_of(CONTENT), f"sha512:{hashlib.sha512(CONTENT).hexdigest()}"
+    await shown.put(link("source", alias), canonical.encode())
+    for name in (canonical, alias):
+        await shown.link(f"source/_layers/{name}", shown.layer(name))
+    assert sorted(await shown.list(shown.layers)) == sorted([canonical, alias])
+
+
+async def test_linking_a_layer_that_was_found_elsewhere_last(shown: Shown) -> None:
+    """In the image layout of its repository, where the kernel has looked it up just now."""
+    path = await shown.put_layer(CONTENT, "source")
+    await shown.list("source/_oci/blobs/sha256")
+    await shown.link(path, shown.layer(digest_of(CONTENT)))
+    await shown.assert_is_layer(CONTENT)
 
 
 async def test_linking_an_upload(shown: Shown) -> None:
