@@ -141,6 +141,26 @@ class RadosGateway:
         }
         return S3Options(bucket=BUCKET, root_prefix=prefix, **(given | more))
 
+    def registry_config(self, prefix: str, *, signing_key: str) -> str:
+        """The configuration of a registry that has its storage under a prefix in the bucket."""
+        return f"""\
+version: 0.1
+log: {{level: info}}
+storage:
+  s3:
+    accesskey: {ACCESS_KEY}
+    secretkey: {SECRET_KEY}
+    region: us-east-1
+    regionendpoint: {self.endpoint}
+    bucket: {BUCKET}
+    rootdirectory: /{prefix}
+    secure: false
+  redirect: {{disable: true}}
+  delete: {{enabled: true}}
+  maintenance: {{uploadpurging: {{enabled: false}}}}
+http: {{addr: "127.0.0.1:5000", secret: {signing_key}}}
+"""
+
     def __enter__(self) -> Self:
         try:
             self._start()

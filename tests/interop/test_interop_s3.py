@@ -1,0 +1,260 @@
+"""The real registry and mounts over the same bucket: uploads that go back and forth, and mounts that are killed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness.commands import append, get_xattr, run, shell, wait_until
+from harness.mount import Mount
+from harness.object_stores import BUCKET, Stored, gateway
+from harness.registry import SIGNING_KEY, ConfiguredRegistry, DockerRegistry
+from harness.storage import digest_of, digest_of_file
+
+MEBIBYTE = 1 << 20
+NAME = "interop/s3"
+
+
+class Shared:
+    """A prefix in a bucket, with a registry on it, and mounts of it by the command that a user types."""
+
+    def __init__(self, registry: DockerRegistry, prefix: str, mounts: Callable[..., Mount]) -> None:
+        self.registry = registry
+        self.stored = Stored(gateway(), prefix)
+        self._source = f"s3://{BUCKET}/{prefix}?endpoint_url={gateway().endpoint}"
+        self._mounts = mounts
+
+    def mount(self, *options: str) -> Mounted:
+        return Mounted(self._mounts(self._source, "--create", *options))
+
+
+class Mounted:
+    """The repository on one of the mounts."""
+
+    def __init__(self, mount: Mount) -> None:
+        self.mount = mount
+        self.path = mount.path / NAME
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def upload(self, name: str) -> Path:
+        return self.path / "_uploads" / name
+
+    def layer(self, digest: str) -> Path:
+        return self.path / "_layers" / digest
+
+    def size(self, name: str) -> int:
+        return os.stat(self.upload(name)).st_size
+
+    def finish(self, name: str, data: bytes) -> None:
+        run("mv", self.upload(name), self.layer(digest_of(data)))
+
+    def signed_url(self, registry: DockerRegistry, name: str) -> str:
+        """The URL to go on over HTTP with an upload that the mount shows."""
+        upload = self.upload(name)
+        return registry.resume_url(
+            NAME,
+            get_xattr(upload, "user.layerfs.upload.uuid"),
+            offset=os.stat(upload).st_size,
+            started_at=get_xattr(upload, "user.layerfs.upload.startedat"),
+        )
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DockerRegistry, str]]:
+    """A registry on a prefix of the bucket."""
+    prefix = f"tests/{uuid.uuid4()}"
+    directory = tmp_path_factory.mktemp("s3")
+    config = directory / "config.yml"
+    config.write_text(gateway().registry_config(prefix, signing_key=SIGNING_KEY))
+    with ConfiguredRegistry(config, directory) as registry:
+        yield registry, prefix
+
+
+@pytest.fixture
+def shared(served: tuple[DockerRegistry, str], mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch) -> Shared:
+    """The same, with credentials where the SDK looks for them."""
+    for name, value in gateway().environment.items():
+        monkeypatch.setenv(name, value)
+    return Shared(*served, mounts)
+
+
+@pytest.fixture
+def registry(shared: Shared) -> DockerRegistry:
+    """Debian's docker-registry on the bucket."""
+    return shared.registry
+
+
+def upload_id_of(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+@pytest.mark.parametrize("size", [1, 1000, 6 * MEBIBYTE, 17 * MEBIBYTE])
+def test_a_layer_that_is_copied_in(
+    shared: Shared, registry: DockerRegistry, payload, tmp_path: Path, size: int
+) -> None:
+    """By `cp` and `mv`; it can be read here, and the registry serves it."""
+    data = payload(size)
+    (tmp_path / "layer").write_bytes(data)
+    mounted = shared.mount()
+    run("cp", tmp_path / "layer", mounted.upload("layer"))
+    assert mounted.size("layer") == size
+    mounted.finish("layer", data)
+    assert digest_of_file(mounted.layer(digest_of(data))) == digest_of(data)
+    assert registry.serves(NAME, digest_of(data), data)
+    assert os.listdir(mounted.path / "_uploads") == []
+    assert not [path for path in shared.stored.paths() if "/_uploads/" in path]
+
+
+def test_a_layer_that_is_pushed(shared: Shared, registry: DockerRegistry, payload) -> None:
+    """It is on the mount, and can be read at any place."""
+    data = payload(11 * MEBIBYTE)
+    mounted = shared.mount()
+    digest = registry.push(NAME, data)
+    wait_until(lambda: mounted.layer(digest).exists(), "the layer on the mount", seconds=5)
+    with open(mounted.layer(digest), "rb") as layer:
+        for offset in (len(data) - 5, 10 * MEBIBYTE - 1, 0):
+            layer.seek(offset)
+            assert layer.read(100) == data[offset : offset + 100]
+    assert mounted.layer(digest).read_bytes() == data
+
+
+@pytest.mark.parametrize("finish", ["over HTTP", "by mv"])
+@pytest.mark.parametrize("cuts", [(1000, 2000, 3000), (6 * MEBIBYTE, 6 * MEBIBYTE + 1000, 13 * MEBIBYTE)])
+def test_back_and_forth(
+    shared: Shared, registry: DockerRegistry, payload, finish: str, cuts: tuple[int, int, int]
+) -> None:
+    """Part by `cp`, part by PATCH, part by `>>`, part by PATCH again, and finished by either."""
+    first, second, third = cuts
+    data = payload(third + 1000)
+    mounted = shared.mount()
+    append(mounted.upload("layer"), data[:first])
+    registry.patch(mounted.signed_url(registry, "layer"), data[first:second])
+    wait_until(lambda: mounted.size("layer") == second, "the new size", seconds=5)
+    append(mounted.upload("layer"), data[second:third])
+    registry.patch(mounted.signed_url(registry, "layer"), data[third:])
+    wait_until(lambda: mounted.size("layer") == len(data), "the new size", seconds=5)
+    if finish == "by mv":
+        mounted.finish("layer", data)
+    else:
+        assert registry.put(mounted.signed_url(registry, "layer"), digest_of(data)).status == 201
+    assert registry.serves(NAME, digest_of(data), data)
+    wait_until(lambda: mounted.layer(digest_of(data)).exists(), "the layer on the mount", seconds=5)
+    assert digest_of_file(mounted.layer(digest_of(data))) == digest_of(data)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 11 * MEBIBYTE])
+def test_begun_by_the_registry(shared: Shared, registry: DockerRegistry, payload, size: int) -> None:
+    """It shows under its id, with its size, and goes on and ends here."""
+    data = payload(size + 2000)
+    url = registry.post(NAME)
+    if size:
+        url = registry.patch(url, data[:size])
+    mounted = shared.mount()
+    name = upload_id_of(url)
+    wait_until(lambda: name in os.listdir(mounted.path / "_uploads"), "the upload on the mount", seconds=5)
+    assert mounted.size(name) == size
+    append(mounted.upload(name), data[size:])
+    mounted.finish(name, data)
+    assert registry.serves(NAME, digest_of(data), data)
+
+
+@pytest.mark.parametrize("size", [1000, 11 * MEBIBYTE])
+def test_killed_here_and_gone_on_with_there(shared: Shared, registry: DockerRegistry, payload, size: int) -> None:
+    """What was synced is there for a registry, which finishes it."""
+    data = payload(size + 6 * MEBIBYTE)
+    mounted = shared.mount()
+    descriptor = os.open(mounted.upload("layer"), os.O_WRONLY | os.O_CREAT)
+    os.write(descriptor, data[:size])
+    os.fsync(descriptor)
+    url = mounted.signed_url(registry, "layer")
+    mounted.mount.kill9()
+    with pytest.raises(OSError):
+        os.close(descriptor)
+    url = registry.patch(url, data[size:])
+    assert registry.put(url, digest_of(data)).status == 201
+    assert registry.serves(NAME, digest_of(data), data)
+
+
+def test_killed_here_and_gone_on_with_on_another_mount(shared: Shared, registry: DockerRegistry, payload) -> None:
+    """From the size that the upload has; what was synced is in it."""
+    data = payload(40 * MEBIBYTE)
+    mounted = shared.mount()
+    descriptor = os.open(mounted.upload("layer"), os.O_WRONLY | os.O_CREAT)
+    for start in range(0, 30 * MEBIBYTE, MEBIBYTE):
+        os.write(descriptor, data[start : start + MEBIBYTE])
+        if start == 20 * MEBIBYTE:
+            os.fsync(descriptor)
+    mounted.mount.kill9()
+    with pytest.raises(OSError):
+        os.close(descriptor)
+    other = shared.mount()
+    size = other.size("layer")
+    assert 21 * MEBIBYTE <= size <= 30 * MEBIBYTE
+    append(other.upload("layer"), data[size:])
+    other.finish("layer", data)
+    assert registry.serves(NAME, digest_of(data), data)
+
+
+def test_a_wrong_digest_over_http(shared: Shared, registry: DockerRegistry, payload) -> None:
+    """The registry has completed the multipart upload then; here it still is an upload, and goes on."""
+    data = payload(6 * MEBIBYTE)
+    mounted = shared.mount()
+    append(mounted.upload("layer"), data[:-1000])
+    url = mounted.signed_url(registry, "layer")
+    assert registry.put(url, digest_of(b"something else")).status == 400
+    assert mounted.size("layer") == len(data) - 1000
+    append(mounted.upload("layer"), data[-1000:])
+    mounted.finish("layer", data)
+    assert registry.serves(NAME, digest_of(data), data)
+
+
+def test_a_wrong_digest_here(shared: Shared, registry: DockerRegistry, payload) -> None:
+    """EBADMSG; it can be read, written and finished as if nothing had been."""
+    data = payload(6 * MEBIBYTE)
+    mounted = shared.mount()
+    append(mounted.upload("layer"), data[:-1000])
+    with mounted.mount.refuses("EBADMSG"):
+        assert run("mv", mounted.upload("layer"), mounted.layer(digest_of(b"else")), check=False).returncode == 1
+    assert mounted.upload("layer").read_bytes() == data[:-1000]
+    append(mounted.upload("layer"), data[-1000:])
+    assert mounted.upload("layer").read_bytes() == data
+    mounted.finish("layer", data)
+    assert registry.serves(NAME, digest_of(data), data)
+
+
+def test_what_shells_do(shared: Shared, registry: DockerRegistry) -> None:
+    """`>`, `>>`, `cat`, `tail` and `rm`, on an upload that is never larger than a few bytes."""
+    mounted = shared.mount()
+    upload = mounted.upload("notes")
+    script = 'echo one > "$1"; echo two >> "$1"; cat "$1"; echo three >> "$1"; tail -n 1 "$1"; cat "$1"'
+    assert shell(script, upload).stdout == "one\ntwo\nthree\none\ntwo\nthree\n"
+    mounted.finish("notes", b"one\ntwo\nthree\n")
+    assert registry.serves(NAME, digest_of(b"one\ntwo\nthree\n"), b"one\ntwo\nthree\n")
+    shell('echo one > "$1"; rm "$1"', upload)
+    assert os.listdir(mounted.path / "_uploads") == []
+    assert not [path for path in shared.stored.paths() if "/_uploads/" in path]
+
+
+def test_an_image_through_the_tree(shared: Shared, registry: DockerRegistry, payload) -> None:
+    """A manifest, put and tagged on the mount, of layers that were pushed: the registry serves it by its tag."""
+    config, layer = b"{}", payload(1000)
+    for data in (config, layer):
+        registry.push(NAME, data)
+    mounted = shared.mount()
+    wait_until(lambda: mounted.layer(digest_of(layer)).exists(), "the layer on the mount", seconds=5)
+    media_type = "application/vnd.oci.image.manifest.v1+json"
+    manifest = (
+        f'{{"schemaVersion":2,"mediaType":"{media_type}","config":{{"mediaType":"application/vnd.oci.image.config.v1+json",'
+        f'"digest":"{digest_of(config)}","size":{len(config)}}},"layers":[{{"mediaType":'
+        f'"application/vnd.oci.image.layer.v1.tar","digest":"{digest_of(layer)}","size":{len(layer)}}}]}}'
+    ).encode()
+    (mounted.path / "_tags" / "v1").write_bytes(manifest)
+    assert registry.get_manifest(NAME, "v1", media_type).body == manifest
+    run("ln", "-s", "v1", mounted.path / "_tags" / "latest")
+    assert registry.get_manifest(NAME, "latest", media_type).body == manifest
+    assert os.readlink(mounted.path / "_tags" / "latest") == f"../_manifests/{digest_of(manifest)}"
+    assert (mounted.path / "_tags" / "v1").read_bytes() == manifest
+    registry.garbage_collect()
