@@ -31,6 +31,7 @@ from layerfs.registry.maintenance.check_blobs import (
     without_manifests,
 )
 from layerfs.registry.maintenance.check_repository import RepositoryCheck
+from layerfs.registry.maintenance.check_uploads import being_finished
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.knowledge import ImagesWithoutManifest, Meant
 from layerfs.registry.maintenance.look import BATCH, Look
@@ -235,7 +236,10 @@ class _Check:
     # --- what the whole tells --------------------------------------------------------------------------------
 
     async def orphans(self) -> _Faults:
-        """Blobs to which nothing leads, and which are no manifests: those have been deleted."""
+        """Blobs to which nothing leads, and which are no manifests: those have been deleted.
+
+        Nor what an upload that is still there can be finished as: it is the upload that is left over.
+        """
         orphans = [blob for blob in self._orphans if BlobData(blob.digest).path not in self._judged]
         # Where there are no directories, `_manifests` goes with the last manifest: an image that nobody has any more
         # was deleted here as likely as it was lost.
@@ -245,6 +249,7 @@ class _Check:
             return
         await trio.sleep(self._settle)
         linked = await self._linked_by_now({blob.digest for blob in orphans})
+        linked |= await being_finished(Look(self._driver, self._jobs), await self._catalog())
         there = await self._registry.blobs.stat_many([blob.digest for blob in orphans])
         for blob, found in zip(orphans, there, strict=True):
             if isinstance(found, BlobInfo) and blob.digest not in linked and self._knows_links:

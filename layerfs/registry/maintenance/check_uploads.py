@@ -7,6 +7,7 @@ would wrongly go on from; begun long ago. What registries leave of cancelled upl
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,11 @@ from typing import Final
 
 import trio
 
+from layerfs.digest import Digest
 from layerfs.driver.interface import FileInfo, StorageDriver
 from layerfs.driver.threads import in_thread
 from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound, ShortRead
-from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash
+from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.look import BATCH, Look
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
@@ -31,6 +33,9 @@ _BLOCK: Final = 64
 _CHUNK: Final = 4 << 20
 
 _ABSENT: Final = (PathNotFound, NotRegularFile)
+
+#: The name of a hash state: how many bytes were hashed.
+_COUNT: Final = re.compile("[0-9]{1,18}")
 
 
 async def check_uploads(look: Look, name: str, *, before: datetime, deep: bool) -> None:
@@ -122,6 +127,41 @@ def _check_upload(
         look.faults.append(replace(fault, kind=FaultKind.UPLOAD_WITH_BAD_HASHSTATE, detail=f"hashstates/sha256/{size}"))
     elif time < before:
         look.faults.append(replace(fault, detail=f"on {time:%Y-%m-%d}"))
+
+
+async def being_finished(look: Look, names: Sequence[str]) -> set[Digest]:
+    """The blobs that uploads of these repositories were published as by somebody who died before linking them.
+
+    Such an upload has lost its data to the blob store, but has the state of their hash, which tells their digest. Who
+    finishes it again links the blob.
+    """
+    digests: set[Digest] = set()
+    for name in names:
+        places = [
+            UploadDirectory(name, entry.name)
+            for entry in await look.list(RepositoryDirectory(name).uploads)
+            if entry.is_directory
+        ]
+        data = await look.driver.stat_many([place.data for place in places])
+        for place, found in zip(places, data, strict=True):
+            digest = await _hashed_last(look, place) if isinstance(found, PathNotFound) else None
+            if digest is not None:
+                digests.add(digest)
+    return digests
+
+
+async def _hashed_last(look: Look, place: UploadDirectory) -> Digest | None:
+    """The digest of all that an upload ever had, by its last hash state."""
+    counts = [
+        int(entry.name) for entry in await look.list(f"{place.hash_states}/sha256") if _COUNT.fullmatch(entry.name)
+    ]
+    if not counts:
+        return None
+    (state,) = await look.driver.get_contents([place.hash_state(max(counts))], limit=STATE_LENGTH)
+    if not isinstance(state, bytes) or not is_state(state, max(counts)):
+        return None
+    hashed = resume_hash(state)
+    return hashed.digest() if hashed is not None else None
 
 
 def is_state(state: bytes, count: int) -> bool:
