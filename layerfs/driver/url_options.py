@@ -37,7 +37,8 @@ def parse_query(query: str, parsers: Mapping[str, Callable[[str], Any]]) -> dict
         try:
             options[name] = parsers[name](text)
         except ValueError as error:
-            raise ValueError(f"{name}={text!r}: {error}") from None
+            # Without what stands before an @, which may be a secret that does not belong there.
+            raise ValueError(f"{name}={text.rpartition('@')[2]!r}: {error}") from None
     return options
 
 
