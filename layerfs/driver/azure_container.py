@@ -415,7 +415,13 @@ class Container(Objects):
         return BlobServiceClient(endpoint, credential=await self._credential(account), **settings)
 
     async def _credential(self, account: str) -> Any:
-        environment = os.environ
+        options, environment = self.options, os.environ
+        if options.tenant_id and options.client_id and options.client_secret:
+            from azure.identity.aio import ClientSecretCredential
+
+            self._is_logged_in = True
+            principal = ClientSecretCredential(options.tenant_id, options.client_id, options.client_secret)
+            return await self._resources.enter_async_context(principal)
         key = (
             self.options.account_key
             or environment.get("AZURE_STORAGE_KEY")

@@ -61,10 +61,16 @@ class AzureOptions:
     connection_string: str | None = field(default=None, repr=False)
     account_key: str | None = field(default=None, repr=False)
     sas_token: str | None = field(default=None, repr=False)
+    #: A service principal: all three, or none.
+    tenant_id: str | None = None
+    client_id: str | None = None
+    client_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.block_size <= LARGEST_BLOCK:
             raise ValueError(f"block_size must be from 1 to {LARGEST_BLOCK} bytes, not {self.block_size}")
+        if len({bool(each) for each in (self.tenant_id, self.client_id, self.client_secret)}) > 1:
+            raise ValueError("a service principal is a tenant_id, a client_id and a client_secret")
 
 
 def parse_azure_url(url: str) -> AzureOptions:

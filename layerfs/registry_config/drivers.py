@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.s3_options import LARGEST_COPY, LARGEST_PART, SMALLEST_PART, S3Options
 from layerfs.registry_config.fields import Fields
 
@@ -157,7 +158,46 @@ def _s3_object_settings(parameters: Fields) -> dict[str, str | None]:
     return settings
 
 
+# --- azure -------------------------------------------------------------------------------------------------------
+
+_AZURE_CREDENTIALS: Final = ("client_secret", "shared_key", "default_credentials")
+
+
+def _azure(parameters: Fields) -> ConfiguredStorage:
+    # How distribution waits for copies and tries again.
+    parameters.ignore("copy_status_poll_delay", "copy_status_poll_max_retry", "max_retries", "retry_delay", "useragent")
+    container = parameters.needed_text("container")
+    prefix = (parameters.text("rootdirectory") or "").strip("/")
+    options: dict[str, Any] = {
+        "account": parameters.needed_text("accountname"),
+        "endpoint_url": parameters.text("serviceurl"),
+        "realm": parameters.text("realm"),
+        "verify_tls": not parameters.boolean("skipverify"),
+        "connection_string": parameters.text("connectionstring"),
+        **_azure_credentials(parameters),
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    return ConfiguredStorage(f"az://{container}/{prefix}".rstrip("/"), AzureOptions(container, prefix, **given))
+
+
+def _azure_credentials(parameters: Fields) -> dict[str, str | None]:
+    key = parameters.text("accountkey")
+    credentials = parameters.section("credentials")
+    credentials.ignore("clientid", "secret", "tenantid")
+    kind = credentials.choice("type", _AZURE_CREDENTIALS)
+    if kind == "client_secret":
+        return {
+            "tenant_id": credentials.needed_text("tenantid"),
+            "client_id": credentials.needed_text("clientid"),
+            "client_secret": credentials.needed_text("secret"),
+        }
+    if kind == "shared_key":
+        key = parameters.needed_text("accountkey")
+    return {"account_key": None if kind == "default_credentials" else key}
+
+
 _DRIVERS: Final[Mapping[str, Callable[[Fields], ConfiguredStorage]]] = {
+    "azure": _azure,
     "filesystem": _filesystem,
     "s3": _s3,
     "s3aws": _s3,
