@@ -41,6 +41,7 @@ class AsyncioBridge:
         If the caller is cancelled so is the asyncio task, and the call returns only when that has ended: nothing goes
         on behind the caller's back. A result that came all the same is not lost.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         loop = self._running_loop()
         crossing = _Crossing(loop)
         _call_soon(loop, crossing.begin, function, arguments)
