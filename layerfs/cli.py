@@ -132,6 +132,11 @@ def _from_registry_config(source: Source) -> dict[str, Any]:
 @_value("--operation-timeout", "SECONDS", "After this any operation fails instead of waiting on [default: 60].")
 @_value("--max-handles", "COUNT", "Files open at a time [default: 4096].")
 @_value("--max-uploads", "COUNT", "Uploads being written at a time [default: 256].")
+@_value("--slow-operation", "SECONDS", "Operations that take longer are logged as slow [default: 10].")
+@_value(
+    "--metrics-address", "HOST:PORT", "Serve metrics for Prometheus there, as in 127.0.0.1:9187 [default: nowhere]."
+)
+@_value("--metrics-file", "FILE.prom", "Write metrics to FILE.prom, for node_exporter's textfile collector.")
 @_value("--log-level", "LEVEL", "debug, info, warning or error [default: info].")
 @_value("--log-format", "FORMAT", "text or json [default: text].")
 @_value("--log-file", "FILE", "Log to FILE [default: standard error; syslog with --daemon].")
@@ -179,8 +184,8 @@ def _as_given(source: Source) -> str:
 
 def _serve(settings: MountConfig, ready: Callable[[], None], *, detached: bool) -> Outcome:
     try:
-        if settings.log_file is not None:
-            mountpoints.check_log_file(settings.log_file, settings.mountpoint)
+        for file in filter(None, (settings.log_file, settings.metrics_file)):
+            mountpoints.check_log_file(file, settings.mountpoint)
         logs.configure(
             level=settings.log_level, log_format=settings.log_format, log_file=settings.log_file, detached=detached
         )

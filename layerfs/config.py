@@ -62,6 +62,11 @@ class MountConfig:
     max_handles: int = 4096
     #: Uploads that are being written at a time.
     max_uploads: int = 256
+    #: An operation that takes longer, and succeeds, is worth a warning.
+    slow_operation: float = 10.0
+    #: `HOST:PORT` where Prometheus finds metrics, and the file where node_exporter does.
+    metrics_address: str | None = None
+    metrics_file: str | None = None
     log_level: str = "info"
     log_format: str = "text"
     log_file: str | None = None
@@ -97,6 +102,8 @@ _TRUTH: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "fals
 #: `\` keeps the comma (or backslash) after it, and so do quotes around a value. mount(8) knows both.
 _WORD: Final = re.compile(r'(?:\\.|="[^"]*"(?=,|$)|[^,])+', re.DOTALL)
 _QUOTED: Final = re.compile(r'([^="]*=)"([^"]*)"', re.DOTALL)
+
+_ADDRESS: Final = re.compile(r"([^:\[\]\s]+|\[[^\[\]\s]+\]):(?P<port>[0-9]{1,5})")
 _ESCAPED: Final = re.compile(r"\\([,\\])")
 
 
@@ -219,6 +226,13 @@ def _parse_choice(name: str, choices: tuple[str, ...], text: str) -> str:
     return text.lower()
 
 
+def _parse_address(name: str, text: str) -> str:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 < int(match["port"]) < 1 << 16:
+        raise InvalidOption(f"invalid {name} {text!r}: expected HOST:PORT or [HOST]:PORT, as in 127.0.0.1:9187")
+    return text
+
+
 def _parse_path(text: str) -> str:
     if not text or "\0" in text:
         raise InvalidOption(f"invalid file name {text!r}")
@@ -233,6 +247,9 @@ _VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
     "umask": _parse_umask,
     "metadata_ttl": lambda text: _parse_seconds("metadata_ttl", zero=True, text=text),
     "operation_timeout": lambda text: _parse_seconds("operation_timeout", zero=False, text=text),
+    "slow_operation": lambda text: _parse_seconds("slow_operation", zero=False, text=text),
+    "metrics_address": lambda text: _parse_address("metrics_address", text),
+    "metrics_file": _parse_path,
     "max_handles": partial(_parse_count, "max_handles"),
     "max_uploads": partial(_parse_count, "max_uploads"),
     "log_level": partial(_parse_choice, "log_level", LOG_LEVELS),

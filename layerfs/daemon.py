@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from enum import Enum, auto
 from importlib.metadata import version
@@ -28,7 +29,7 @@ from layerfs.errors import (
 )
 from layerfs.exits import ExitCode
 from layerfs.fuse.session import Session, SessionOptions
-from layerfs.registry import Registry
+from layerfs.metrics import MetricsFile, MetricsUnavailable, served
 from layerfs.registry.cache import CacheUnusable
 from layerfs.source import USER_ERRORS, SourceUnusable, display_name, local_path, open_registry
 from layerfs.view.tree import Tree, TreeOptions
@@ -134,11 +135,12 @@ class _Daemon:
                 cache=config.cache,
                 metadata_ttl=config.metadata_ttl,
             ) as registry:
-                await self._mount(registry, nursery)
+                tree = Tree(registry, self._tree_options(), nursery, about=self._about())
+                with self._metrics(tree, nursery):
+                    await self._mount(tree, nursery)
             nursery.cancel_scope.cancel()
 
-    async def _mount(self, registry: Registry, nursery: trio.Nursery) -> None:
-        tree = Tree(registry, self._tree_options(), nursery, about=self._about())
+    async def _mount(self, tree: Tree, nursery: trio.Nursery) -> None:
         # A descriptor that is mounted already goes to libfuse by its own name.
         is_mounted = mountpoints.is_descriptor(self._config.mountpoint)
         place = self._config.mountpoint if is_mounted else self._mountpoint
@@ -157,6 +159,19 @@ class _Daemon:
                 session.close()
                 _forget_mount(self._mountpoint, device)
         log.info("unmounted %r", self._mountpoint)
+
+    @contextmanager
+    def _metrics(self, tree: Tree, nursery: trio.Nursery) -> Iterator[None]:
+        """Shows metrics to whoever was promised them, while the body runs."""
+        config = self._config
+        if config.metrics_file is not None:
+            file = MetricsFile(tree.measurements, mountpoint=self._mountpoint, path=config.metrics_file)
+            nursery.start_soon(file.keep)
+        with ExitStack() as stack:
+            if config.metrics_address is not None:
+                address = config.metrics_address
+                stack.enter_context(served(tree.measurements, mountpoint=self._mountpoint, address=address))
+            yield
 
     async def _announce(self, session: Session, device: str | None) -> None:
         """Tells everybody who waits that the mount works, once the kernel has had an answer through it."""
@@ -241,6 +256,7 @@ class _Daemon:
             allow_other=config.allow_other,
             read_only=config.read_only,
             operation_timeout=config.operation_timeout,
+            slow_operation=config.slow_operation,
         )
 
     def _about(self) -> dict[str, object]:
@@ -328,5 +344,5 @@ def _exit_code(cause: BaseException) -> ExitCode:
         return ExitCode.INTERRUPTED
     if isinstance(cause, SourceUnusable):
         return ExitCode.USAGE if cause.is_user_error else ExitCode.FAILED
-    is_usage = isinstance(cause, (*USER_ERRORS, CacheUnusable, mountpoints.MountpointError))
+    is_usage = isinstance(cause, (*USER_ERRORS, CacheUnusable, MetricsUnavailable, mountpoints.MountpointError))
     return ExitCode.USAGE if is_usage else ExitCode.FAILED

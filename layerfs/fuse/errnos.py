@@ -102,3 +102,8 @@ def errno_of(error: errors.LayerfsError) -> int:
         if kind in ERRNOS:
             return ERRNOS[kind]
     return errno.EIO
+
+
+def name_of(number: int) -> str:
+    """The errno's name. Python prefers ENOTSUP where the manual pages, and everybody else, say EOPNOTSUPP."""
+    return "EOPNOTSUPP" if number == errno.EOPNOTSUPP else errno.errorcode.get(number, str(number))

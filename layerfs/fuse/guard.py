@@ -27,7 +27,7 @@ from layerfs.errors import (
     UnknownAttribute,
     UnsupportedAttribute,
 )
-from layerfs.fuse.errnos import errno_of
+from layerfs.fuse.errnos import errno_of, name_of
 from layerfs.view.stats import Details, Failure, MountStats
 
 #: One line for every operation that failed with anything but ENOENT.
@@ -167,7 +167,7 @@ def failure(
 ) -> pyfuse3.FUSEError:
     """The errno for `error`, which is logged and kept unless it only says that something is not there."""
     number = errno_of(error) if isinstance(error, LayerfsError) else errno.EIO
-    name = errno.errorcode[number]
+    name = name_of(number)
     if isinstance(error, _ANSWERS):
         _write_access(operations, operation, arguments, request, nanoseconds, name)
         return pyfuse3.FUSEError(number)
@@ -200,7 +200,7 @@ def _describe(
         operation=operation,
         path=path,
         target=target,
-        error=errno.errorcode[errno_of(error) if isinstance(error, LayerfsError) else errno.EIO],
+        error=name_of(errno_of(error) if isinstance(error, LayerfsError) else errno.EIO),
         kind=type(error).__name__ if ours else UNEXPECTED,
         reason=str(error) if ours else f"unexpected {type(error).__name__}: {error}",
         duration=round(nanoseconds / 1e9, 6),

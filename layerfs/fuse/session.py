@@ -29,19 +29,22 @@ class MountFailed(LayerfsError):
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """`source_name` is what the table of mounts shows; `operation_timeout` is in seconds."""
+    """`source_name` is what the table of mounts shows; `operation_timeout` and `slow_operation` are in seconds."""
 
     source_name: str
     allow_other: bool = False
     read_only: bool = False
     operation_timeout: float = 60.0
+    slow_operation: float = 10.0
 
 
 class Session:
     """The mount of `tree` on `mountpoint`."""
 
     def __init__(self, tree: Tree, mountpoint: str, options: SessionOptions) -> None:
-        self._operations = Operations(tree, operation_timeout=options.operation_timeout)
+        self._operations = Operations(
+            tree, operation_timeout=options.operation_timeout, slow_operation=options.slow_operation
+        )
         self._mountpoint = mountpoint
         self._options = options
         self._mounted = False

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from layerfs.errors import BadHandle, HandleLimit
 from layerfs.view.nodes import DirectoryEntry, Handle, HandleId
+
+#: Closed ones whose path is remembered, as many as there can be answers on their way.
+_CLOSED_KEPT: Final = 64
 
 _Open = TypeVar("_Open", Handle, "DirectorySnapshot")
 
@@ -28,6 +32,8 @@ class HandleTable(Generic[_Open]):
         self._open: dict[HandleId, _Open] = {}
         self._opening = 0
         self._next = 1
+        #: The newest that are closed: an answer can be told of only when it was given.
+        self._closed: deque[tuple[HandleId, str]] = deque(maxlen=_CLOSED_KEPT)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -64,7 +70,15 @@ class HandleTable(Generic[_Open]):
         """Takes it out of the table. Raises `BadHandle`."""
         opened = self.get(number)
         del self._open[number]
+        self._closed.append((number, opened.path))
         return opened
+
+    def path(self, number: HandleId) -> str:
+        """Where one that is open, or was closed just now, is in the tree; for messages, whatever the number is."""
+        opened = self._open.get(number)
+        if opened is not None:
+            return opened.path or "/"
+        return dict(self._closed).get(number, f"<handle {number}>") or "/"
 
     def values(self) -> list[_Open]:
         """All that are open."""

@@ -159,7 +159,8 @@ def _latency(latency: LatencyHistogram) -> Fields:
         "seconds": round(latency.seconds, 6),
         "p50": round(latency.quantile(0.5), 9),
         "p99": round(latency.quantile(0.99), 9),
-        "log2_nanoseconds": latency.counts,
+        # How many took less than 2**bits nanoseconds, and at least half of that.
+        "bits": {str(bits): count for bits, count in enumerate(latency.counts) if count},
     }
 
 

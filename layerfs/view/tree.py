@@ -250,17 +250,11 @@ class Tree:
 
     def path_of_handle(self, handle: HandleId) -> str:
         """Where an open file was, for messages; whatever the number is."""
-        try:
-            return self._handles.get(handle).path
-        except LayerfsError:
-            return f"<handle {handle}>"
+        return self._handles.path(handle)
 
     def path_of_directory(self, handle: HandleId) -> str:
         """Where an open directory was, for messages; whatever the number is."""
-        try:
-            return self._directories.get(handle).path or "/"
-        except LayerfsError:
-            return f"<handle {handle}>"
+        return self._directories.path(handle)
 
     def ino_of_handle(self, handle: HandleId) -> Ino | None:
         """What an open file is, for messages; None if it is not open."""
