@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from harness.azurite import ACCOUNT, CONTAINER, KEY, azurite
 from harness.commands import run
 from harness.mount import COMMAND
 from harness.object_stores import ACCESS_KEY, BUCKET, SECRET_KEY, gateway
@@ -242,6 +243,26 @@ def test_no_log_has_a_session_token(on_s3: Path, roots: Path) -> None:
     log = (roots / "log").read_text()
     assert "cannot mount" in log
     assert "sesame" not in log + result.stderr
+
+
+def test_a_container_on_azure(roots: Path) -> None:
+    """With the account, key and prefix of the file alone. (No registry of Debian's knows Azure.)"""
+    store = azurite()
+    config = write(
+        roots / "config.yml",
+        f"""
+storage:
+  azure:
+    accountname: {ACCOUNT}
+    accountkey: {KEY}
+    container: {CONTAINER}
+    serviceurl: {store.endpoint}
+    rootdirectory: /tests/{roots.name}
+""",
+    )
+    link = f"tests/{roots.name}/docker/registry/v2/repositories/some/repository/_layers/sha256/{'0' * 64}/link"
+    store.client.upload_blob(link, NOWHERE)
+    assert listed(config) == ["some/repository"]
 
 
 def shows(mount, *secrets: str) -> bool:

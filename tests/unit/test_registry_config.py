@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.s3_options import S3Options
 from layerfs.errors import ManifestInvalidUrl
 from layerfs.manifest import Descriptor
@@ -159,7 +160,7 @@ def test_what_nobody_knows_is_only_warned_of(load: Load) -> None:
         ("storage: {s3: {secretkey: *open-sesame}}", "line 2: not YAML: found undefined alias"),
         ("storage: {s3: {secretkey: !open-sesame x}}", "line 2: a tag (!…) means nothing here"),
         ("storage: &a {s3: *a}", "line 2: it is a part of itself"),
-        (f"storage: {'[' * 3000}", "nested too deeply"),
+        (f"storage: {'[' * 1200}", "nested too deeply"),
     ],
 )
 def test_what_cannot_be_used(load: Load, text: str, expected: str) -> None:
@@ -406,6 +407,48 @@ redis: {{addr: "h:1", password: {SECRET}}}
     assert isinstance(found.storage, S3Options)
     assert found.storage.secret_access_key == SECRET
     assert SECRET not in repr(found) + repr(found.storage) + str(found)
+
+
+# --- azure -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("accountkey: open-sesame", {"account_key": SECRET}),
+        ("realm: core.chinacloudapi.cn, rootdirectory: /a/b", {"realm": "core.chinacloudapi.cn", "root_prefix": "a/b"}),
+        ("serviceurl: 'http://h:1/acc', skipverify: true", {"endpoint_url": "http://h:1/acc", "verify_tls": False}),
+        (
+            "credentials: {type: client_secret, clientid: c, tenantid: t, secret: open-sesame}",
+            {"client_id": "c", "tenant_id": "t", "client_secret": SECRET},
+        ),
+        ("accountkey: open-sesame, credentials: {type: shared_key}", {"account_key": SECRET}),
+        ("accountkey: open-sesame, credentials: {type: default_credentials}", {}),
+        ("max_retries: 10, retry_delay: 100ms, copy_status_poll_delay: 1s, copy_status_poll_max_retry: 5", {}),
+    ],
+)
+def test_azure(load: Load, parameters: str, expected: dict[str, object]) -> None:
+    """The parameters of 2.8 and 3.x."""
+    found = load(f"storage: {{azure: {{container: con, accountname: acc, {parameters}}}}}")
+    assert found.storage == AzureOptions("con", account="acc", **expected)
+    assert found.name == f"az://con/{expected.get('root_prefix', '')}".rstrip("/")
+    assert found.warnings == ()
+    assert SECRET not in repr(found.storage)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("accountname: a", "storage.azure.container is missing"),
+        ("container: c", "storage.azure.accountname is missing"),
+        ("container: c, accountname: a, credentials: {type: shared_key}", "storage.azure.accountkey is missing"),
+        ("container: c, accountname: a, credentials: {type: client_secret}", "azure.credentials.tenantid is missing"),
+        ("container: c, accountname: a, credentials: {type: other}", "credentials.type: expected one of client_secret"),
+    ],
+)
+def test_what_is_missing_for_azure(load: Load, parameters: str, expected: str) -> None:
+    """Is named, as the registry would."""
+    assert expected in refusal(load, f"storage: {{azure: {{{parameters}}}}}")
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
