@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import subprocess
@@ -129,7 +128,7 @@ def test_what_the_registry_allows(
     assert (status["read_only"], status["allow_delete"]) == expected
     directory = mount.path / "another"
     if expected[0]:
-        with mount.refused(errno.EROFS):
+        with pytest.raises(OSError, match="Read-only"):
             directory.mkdir()
     else:
         directory.mkdir()
