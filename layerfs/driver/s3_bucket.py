@@ -301,7 +301,7 @@ class Bucket:
             await self._abort_others(path, upload_id)
         return upload_id
 
-    async def upload_part(self, path: str, upload_id: str, number: int, content: bytes | bytearray) -> Part:
+    async def upload_part(self, path: str, upload_id: str, number: int, content: bytes) -> Part:
         """Stores one part, in place of what had its number."""
         answer = await self._ask(
             self._writes,

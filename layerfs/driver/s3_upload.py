@@ -169,6 +169,27 @@ def _is_foretold(etag: str) -> bool:
     return "+" not in etag
 
 
+class _Gathered:
+    """Bytes that come in pieces, which are copied only once: into one, when that is wanted."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self._pieces: list[bytes | memoryview] = [content]
+        self._size = len(content)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, piece: memoryview) -> None:
+        """The piece must not change any more."""
+        self._pieces.append(piece)
+        self._size += len(piece)
+
+    def joined(self) -> bytes:
+        """All of it."""
+        self._pieces = [b"".join(self._pieces)]
+        return bytes(self._pieces[0])
+
+
 class S3Upload:
     """An upload that this process writes, or repacks. One method at a time has it; the others wait."""
 
@@ -182,7 +203,7 @@ class S3Upload:
         self._object = state.found
         # The object is all there is: there are no parts, or not all that there were to be.
         self._is_object = state.is_object
-        self._tail = bytearray()
+        self._tail = _Gathered()
         self._tail_part: Part | None = None
         self._storing: dict[int, asyncio.Task[Part]] = {}
         self._storing_sizes: dict[int, int] = {}
@@ -230,8 +251,7 @@ class S3Upload:
             if any(buffers) and self._must_repack:
                 await self._repack()
             for buffer in buffers:
-                with memoryview(buffer) as view:
-                    await self._take(view)
+                await self._take(memoryview(buffer))
             self.modified_at = time.time_ns()
 
     async def flush(self) -> None:
@@ -245,7 +265,7 @@ class S3Upload:
             self._check()
             stored = self.size - len(self._tail)
             if offset >= stored:
-                return bytes(self._tail[offset - stored : offset - stored + length])
+                return self._tail.joined()[offset - stored : offset - stored + length]
             if self._object is None or self._object.size < offset + length:
                 await self._flush()
                 await self._repack()
@@ -264,7 +284,7 @@ class S3Upload:
             task.cancel()
         if self._storing:
             await asyncio.wait(self._storing.values())
-        self._tail.clear()
+        self._tail = _Gathered()
 
     # --- taking bytes; the lock is held ------------------------------------------------------------------------------
 
@@ -276,7 +296,7 @@ class S3Upload:
         while view:
             size = self._next_size
             taken = view[: size - len(self._tail)]
-            self._tail += taken
+            self._tail.add(taken)
             view = view[len(taken) :]
             if len(self._tail) >= size:
                 await self._wait_for_room(len(self._tail))
@@ -304,9 +324,9 @@ class S3Upload:
 
     def _begin_storing(self) -> None:
         assert self._upload_id is not None  # noqa: S101
-        number, content = self._next_number, self._tail
+        number, content = self._next_number, self._tail.joined()
         size = len(content)
-        self._tail, self._tail_part = bytearray(), None
+        self._tail, self._tail_part = _Gathered(), None
         self._storing_sizes[number] = size
         storing = self._bucket.upload_part(self.path, self._upload_id, number, content)
         self._storing[number] = task = asyncio.ensure_future(storing)
@@ -342,7 +362,7 @@ class S3Upload:
         try:
             await self._check_unchanged(self._upload_id)
             self._tail_part = await self._bucket.upload_part(
-                self.path, self._upload_id, self._next_number, bytes(self._tail)
+                self.path, self._upload_id, self._next_number, self._tail.joined()
             )
         except DriverError as error:
             raise self._fail(error) from error
@@ -409,4 +429,4 @@ class S3Upload:
             await self._bucket.delete(self.path)
             self._object = None
         self._parts, self._stray, self._is_object = parts, (), False
-        self._tail, self._tail_part = bytearray(tail), tail_part
+        self._tail, self._tail_part = _Gathered(tail), tail_part
