@@ -1,0 +1,78 @@
+"""What a registry and `layerfs check` say of a storage that clients have written to through a mount."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from harness.clients import skopeo_copy_to_directory
+from harness.clients_layouts import MANIFEST_TYPES, Image
+from harness.commands import run
+from harness.images import digest
+from harness.mount import COMMAND
+from harness.registry import DockerRegistry
+from harness.storage import Storage
+
+#: What no garbage collector may say of a storage in which everything is in use.
+NOTHING_TO_DELETE = re.compile(r"\b0 blobs and 0 manifests eligible for deletion")
+
+
+def faults(storage: Storage) -> list[str]:
+    """What `layerfs check --deep` finds: `kind place`."""
+    result = run(COMMAND, "check", "--deep", "--format", "json", storage.root, check=False)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines, f"the check ended with {result.returncode}: {result.stderr}"
+    assert lines[-1]["type"] == "summary", lines
+    found = [f"{line['kind']} {line['place']}" for line in lines if line["type"] == "fault"]
+    assert result.returncode == (4 if found else 0), result.returncode
+    return found
+
+
+def assert_clean(storage: Storage) -> None:
+    """Nothing is wrong; uploads that were begun a moment ago are not wrong, and a registry purges them."""
+    found = faults(storage)
+    assert found == [], found
+
+
+def assert_served(
+    storage: Storage, directory: Path, images: dict[tuple[str, str], Image], *, all_in_use: bool, orphans: int = 0
+) -> None:
+    """A registry serves these images (by repository and tag) and no other tags of theirs, byte for byte.
+
+    With `all_in_use`, its garbage collector finds nothing that is not needed. `layerfs check` finds nothing wrong but
+    so many `orphans`: blobs that no repository has any more.
+    """
+    with DockerRegistry(storage.root, directory) as registry:
+        for (repository, tag), image in images.items():
+            _assert_pulled(registry, repository, tag, image, directory / "pulled")
+        for repository in {name for name, _ in images}:
+            expected = {tag for name, tag in images if name == repository}
+            assert tags_served(registry, repository) == expected
+        if all_in_use:
+            said = registry.garbage_collect()
+            assert NOTHING_TO_DELETE.search(said), said
+    found = faults(storage)
+    assert [fault.split()[0] for fault in found] == ["orphan-blob"] * orphans, found
+
+
+def tags_served(registry: DockerRegistry, repository: str) -> set[str]:
+    answer = registry.request("GET", f"/v2/{repository}/tags/list")
+    assert answer.status == 200, answer
+    return set(json.loads(answer.body)["tags"] or [])
+
+
+def digest_served(registry: DockerRegistry, repository: str, tag: str) -> str:
+    """The digest that a registry gives for a tag, of whatever kind."""
+    answer = registry.request("HEAD", f"/v2/{repository}/manifests/{tag}", Accept=", ".join(MANIFEST_TYPES))
+    assert answer.status == 200, f"{repository}:{tag}: {answer}"
+    return answer.headers["docker-content-digest"]
+
+
+def _assert_pulled(registry: DockerRegistry, repository: str, tag: str, image: Image, directory: Path) -> None:
+    assert digest_served(registry, repository, tag) == image.digest
+    target = directory / repository / tag
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pulled = skopeo_copy_to_directory(f"docker://{registry.host}/{repository}:{tag}", target)
+    pulled.pop("version")
+    assert {digest(content) for content in pulled.values()} == set(image.content)
