@@ -125,6 +125,13 @@ def _from_registry_config(source: Source) -> dict[str, Any]:
     "Where to remember what blobs there are: none, memory, or redis://HOST:PORT/DATABASE, to be shared with a registry "
     f"[default: {config.CACHE_VARIABLE} of the environment, else the registry's Redis, else memory].",
 )
+@_value("--cache-dir", "DIRECTORY", "Keep the content of layers in DIRECTORY, for all mounts [default: nowhere].")
+@_value("--cache-size", "SIZE", "How much may be kept there, such as 500M or 20G [default: 10G].")
+@_flag(
+    "--verify-reads",
+    explanation="Give out no byte that was not compared with its digest: a layer is fetched as a whole before it is "
+    "read, into --cache-dir [default then: ~/.cache/layerfs].",
+)
 @_value("--uid", "USER", "Owner of all files, by name or number [default: this user].")
 @_value("--gid", "GROUP", "Group of all files, by name or number [default: that of this user].")
 @_value("--umask", "OCTAL", "Permissions that nothing in the mount has [default: 022].")

@@ -30,6 +30,10 @@ class UnknownOption(InvalidOption):
     """A word among mount options that means nothing to layerfs, and nothing to file systems in general."""
 
 
+#: Bytes of content that are kept on this machine if nobody says how many.
+DEFAULT_CACHE_SIZE: Final = 10 << 30
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountConfig:
     """Everything that a mount is made with. Times are in seconds."""
@@ -49,6 +53,11 @@ class MountConfig:
     trust_hash_states: bool = False
     #: Where it is remembered what blobs there are: `none`, `memory`, or the URL of a Redis, which may be secret.
     cache: str = field(default="memory", repr=False)
+    #: Where content is kept on this machine, and how many bytes of it; see `content_directory`.
+    cache_dir: str | None = None
+    cache_size: int = DEFAULT_CACHE_SIZE
+    #: Nothing is given out that was not compared with its digest.
+    verify_reads: bool = False
     #: Owner of everything in the mount.
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
@@ -71,6 +80,17 @@ class MountConfig:
     log_format: str = "text"
     log_file: str | None = None
 
+    @property
+    def content_directory(self) -> str | None:
+        """Where content is kept, if it is: reads cannot be verified without."""
+        return self.cache_dir or (default_cache_directory() if self.verify_reads else None)
+
+
+#: Bytes below which a cache of content is of no use.
+SMALLEST_CACHE: Final = 1 << 20
+
+_UNITS: Final = ("", "K", "M", "G", "T", "P")
+_SIZE: Final = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?) ?(?P<unit>[KMGTP]?)(?P<kind>|B|iB)", re.IGNORECASE)
 
 #: Where the cache can be named without everybody who lists processes reading it.
 CACHE_VARIABLE: Final = "LAYERFS_CACHE"
@@ -95,6 +115,7 @@ _FLAGS: Final[Mapping[str, str]] = {
     "allow_other": "allow_other",
     "create": "create",
     "trust_hash_states": "trust_hash_states",
+    "verify_reads": "verify_reads",
 }
 
 _TRUTH: Final[Mapping[str, bool]] = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -220,6 +241,27 @@ def _parse_count(name: str, text: str) -> int:
     return int(text)
 
 
+def parse_size(name: str, text: str) -> int:
+    """Bytes, with the units of coreutils: K and KiB are 1024, KB is 1000. Raises `InvalidOption`."""
+    match = _SIZE.fullmatch(text.strip())
+    size = 0
+    if match is not None:
+        base = 1000 if match["unit"] and match["kind"].upper() == "B" else 1024
+        size = int(float(match["number"]) * base ** _UNITS.index(match["unit"].upper()))
+    if size < SMALLEST_CACHE:
+        raise InvalidOption(
+            f"invalid {name} {text!r}: expected a size such as 500M, 20G or 1.5TiB, at least {SMALLEST_CACHE >> 20}M"
+        )
+    return size
+
+
+def default_cache_directory() -> str:
+    """Where systemd, the desktop's rules or habit have the caches of this user."""
+    given = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return given or os.path.join(base, "layerfs")
+
+
 def _parse_choice(name: str, choices: tuple[str, ...], text: str) -> str:
     if text.lower() not in choices:
         raise InvalidOption(f"invalid {name} {text!r}: expected one of {', '.join(choices)}")
@@ -242,6 +284,8 @@ def _parse_path(text: str) -> str:
 _VALUES: Final[Mapping[str, Callable[[str], Any]]] = {
     "config": _parse_path,
     "cache": partial(parse_cache, is_public=True),
+    "cache_dir": _parse_path,
+    "cache_size": partial(parse_size, "cache_size"),
     "uid": partial(_parse_owner, "uid", lambda name: pwd.getpwnam(name).pw_uid),
     "gid": partial(_parse_owner, "gid", lambda name: grp.getgrnam(name).gr_gid),
     "umask": _parse_umask,

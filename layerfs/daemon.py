@@ -134,6 +134,8 @@ class _Daemon:
                 trust_hash_states=config.trust_hash_states,
                 cache=config.cache,
                 metadata_ttl=config.metadata_ttl,
+                cache_dir=config.content_directory,
+                cache_size=config.cache_size,
             ) as registry:
                 tree = Tree(registry, self._tree_options(), nursery, about=self._about())
                 with self._metrics(tree, nursery):
@@ -247,6 +249,7 @@ class _Daemon:
             metadata_ttl=config.metadata_ttl,
             max_handles=config.max_handles,
             max_uploads=config.max_uploads,
+            verify_reads=config.verify_reads,
         )
 
     def _session_options(self) -> SessionOptions:

@@ -239,6 +239,23 @@ class BlobUnknown(LayerfsError):
         self.digest = digest
 
 
+class BlobDamaged(LayerfsError):
+    """What storage gives for a blob is not what its digest says; `actual` is the digest that it has."""
+
+    def __init__(self, digest: object, actual: object) -> None:
+        super().__init__(f"blob {digest} is damaged: what storage gives for it is {actual}")
+        self.digest = digest
+        self.actual = actual
+
+
+class BlobUnverifiable(LayerfsError):
+    """A blob cannot be kept in the content cache, and so not be verified before it is read."""
+
+    def __init__(self, digest: object, reason: str) -> None:
+        super().__init__(f"cannot keep blob {digest} in the cache: {reason}")
+        self.digest = digest
+
+
 class LinkInvalid(LayerfsError):
     """A link file in storage whose content is no digest (empty, malformed, too long)."""
 

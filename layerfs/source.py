@@ -35,6 +35,7 @@ from layerfs.errors import (
 from layerfs.manifest import NO_URLS
 from layerfs.registry import Registry
 from layerfs.registry.cache import DescriptorCache, open_cache
+from layerfs.registry.content_cache import ContentCache
 from layerfs.registry_config import RegistryConfig
 
 log = logging.getLogger(__name__)
@@ -107,14 +108,18 @@ async def open_registry(
     trust_hash_states: bool = False,
     cache: str = "none",
     metadata_ttl: float = 0.0,
+    cache_dir: str | None = None,
+    cache_size: int = 0,
 ) -> AsyncIterator[Registry]:
     """The registry in `source`, closed at the end.
 
     `verb` is what is to be done with it ("mount"), for messages; with `may_create` they also advise `--create`, which
     is `create`. `cache` is what `--cache` names; storage on this machine is asked all the same, which costs next to
-    nothing, and other storage after `metadata_ttl` seconds. Raises `SourceUnusable`, `CacheUnusable`.
+    nothing, and other storage after `metadata_ttl` seconds. `cache_dir` is where content may be kept, at most
+    `cache_size` bytes of it. Raises `SourceUnusable`, `CacheUnusable`.
     """
     descriptors = open_cache(cache)
+    content = ContentCache(cache_dir, cache_size) if cache_dir is not None else None
     configured = source if isinstance(source, RegistryConfig) else None
     for warning in configured.warnings if configured else ():
         log.warning("%s", warning)
@@ -132,9 +137,10 @@ async def open_registry(
             trust_hash_states=trust_hash_states,
             cache=descriptors,
             believe_for=0.0 if local_path(source) is not None else metadata_ttl,
+            content=content,
         )
     finally:
-        await _close(driver, descriptors)
+        await _close(driver, descriptors, content)
 
 
 def _storage_of(source: Source) -> Storage:
@@ -232,8 +238,9 @@ async def _open(source: Storage, *, create: bool) -> StorageDriver:
     return driver
 
 
-async def _close(driver: StorageDriver, cache: DescriptorCache | None = None) -> None:
+async def _close(driver: StorageDriver, *caches: DescriptorCache | ContentCache | None) -> None:
     with trio.move_on_after(CLOSE_SECONDS, shield=True):
-        if cache is not None:
-            await cache.close()
+        for cache in caches:
+            if cache is not None:
+                await cache.close()
         await driver.close()

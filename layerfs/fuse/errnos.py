@@ -49,6 +49,8 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     errors.RepositoryUnknown: errno.ENOENT,
     errors.RepositoryNotEmpty: errno.ENOTEMPTY,
     errors.BlobUnknown: errno.ENOENT,
+    errors.BlobDamaged: errno.EIO,
+    errors.BlobUnverifiable: errno.EIO,
     errors.LinkInvalid: errno.EIO,
     errors.LinkMismatch: errno.EIO,
     errors.LayerUnknown: errno.ENOENT,

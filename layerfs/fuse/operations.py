@@ -258,4 +258,5 @@ class Operations(GuardedOperations):
 
 def _file_info(number: HandleId, handle: Handle) -> FileInfo:
     # What is not direct is immutable, so its pages are as good after the next open.
-    return FileInfo(fh=number, direct_io=handle.direct, keep_cache=not handle.direct)
+    keep_cache = handle.keeps_pages and not handle.direct
+    return FileInfo(fh=number, direct_io=handle.direct, keep_cache=keep_cache)

@@ -37,6 +37,7 @@ from layerfs.names import (
 )
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.cache import DescriptorCache
+from layerfs.registry.content_cache import ContentCache
 from layerfs.registry.layers import LayerService
 from layerfs.registry.manifests import ManifestService
 from layerfs.registry.media_types import MediaTypes
@@ -76,9 +77,14 @@ class Registry:
         urls: UrlRules = NO_URLS,
         cache: DescriptorCache | None = None,
         believe_for: float = 0.0,
+        content: ContentCache | None = None,
     ) -> None:
-        """`cache` and `believe_for` (seconds) are as in `BlobStore`; the cache is the caller's to close."""
+        """`cache` and `believe_for` (seconds) are as in `BlobStore`; the caches are the caller's to close.
+
+        `content` is where whoever reads many blobs may keep them; nothing here does.
+        """
         self.driver = driver
+        self.content = content
         self.blobs = BlobStore(driver, cache, believe_for=believe_for)
         self._urls = urls
         self._limiter = trio.CapacityLimiter(1)

@@ -70,6 +70,8 @@ class BlobFile(ListedNode):
             # The kernel believes the size that it was told: a reader would take the missing end for the end.
             reader.close()
             raise ShortRead(self.path, f"its blob has {reader.size} bytes left of {self.blob.size}")
+        if self._state.contents is not None:
+            return await self._state.contents.open(self.path, self.blob, reader)
         return BlobHandle(self._state, self.path, self.blob.digest, reader)
 
     def _known(self) -> BlobInfo | None:

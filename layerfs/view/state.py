@@ -19,6 +19,7 @@ from layerfs.registry import LayerService, Registry, UploadInfo
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.tags import TagService
 from layerfs.view.measurements import CacheFigures
+from layerfs.view.contents import Contents
 from layerfs.view.nodes import DirectoryEntry, Node
 from layerfs.view.readahead import PartPool
 from layerfs.view.stats import MountStats
@@ -44,6 +45,8 @@ class TreeOptions:
     metadata_ttl: float = 1.0
     max_handles: int = 4096
     max_uploads: int = 256
+    #: Only bytes are given out that were compared with their digest, which needs the registry's content cache.
+    verify_reads: bool = False
 
 
 class ExpiringListings(Generic[_Value]):
@@ -104,6 +107,15 @@ class MountState:
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.upload_listings: ExpiringListings[UploadInfo] = ExpiringListings(options.metadata_ttl)
         self.read_ahead = PartPool(lambda task: self.start(task, "reading ahead"))
+        self.contents: Contents | None = None
+        if registry.content is not None:
+            self.contents = Contents(
+                registry.content,
+                registry.blobs,
+                self.read_ahead,
+                lambda task: self.start(task, "filling the cache"),
+                verify=options.verify_reads,
+            )
         self.manifest_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.tag_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.index_listings: ExpiringListings[IndexEntry] = ExpiringListings(options.metadata_ttl)
