@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from layerfs import cli_maintenance, cli_reading, command, config, detach, exits, logs, mount_helper, umount
+from layerfs import (
+    cli_maintenance,
+    cli_reading,
+    cli_status,
+    command,
+    config,
+    detach,
+    exits,
+    logs,
+    mount_helper,
+    umount,
+)
 from layerfs import mountpoint as mountpoints
 from layerfs.config import MountConfig
 from layerfs.detach import Outcome
@@ -259,7 +270,7 @@ def umount_command(mountpoint: str, lazy: bool) -> int:
     return ExitCode.OK
 
 
-# --- without a mount: looking, and looking after -------------------------------------------------------------------
+# --- looking at mounts and into storage, and looking after it -------------------------------------------------------------------
 
-for _command in (*cli_reading.COMMANDS, *cli_maintenance.COMMANDS):
+for _command in (*cli_status.COMMANDS, *cli_reading.COMMANDS, *cli_maintenance.COMMANDS):
     layerfs.add_command(_command)
