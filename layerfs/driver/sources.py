@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from layerfs.driver.azure_options import AzureOptions, parse_azure_url
+from layerfs.driver.gcs_options import GcsOptions, parse_gcs_url
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
 from layerfs.driver.s3_options import S3Options, parse_s3_url
 from layerfs.errors import UnknownSource
 
+#: The options of a driver for an object store.
+ObjectStorage: TypeAlias = AzureOptions | GcsOptions | S3Options
+
 #: A path or URL, or the options of a driver.
-Storage: TypeAlias = str | AzureOptions | S3Options
+Storage: TypeAlias = str | ObjectStorage
+
+_PARSERS: Final[Mapping[str, Callable[[str], ObjectStorage]]] = {
+    "abfs": parse_azure_url,
+    "abfss": parse_azure_url,
+    "az": parse_azure_url,
+    "gcs": parse_gcs_url,
+    "gs": parse_gcs_url,
+    "s3": parse_s3_url,
+}
 
 
 def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
-    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), `s3://bucket/prefix` and
-    `az://container/prefix` (what else can be said is in `s3_options` and `azure_options`), or another URL that fsspec
-    knows; or for the options of one.
+    """The driver for a path, a `file://` URL, `memory://` (empty, and nobody else's), `s3://bucket/prefix`,
+    `az://container/prefix` or `gs://bucket/prefix` (what else can be said is in `s3_options`, `azure_options` and
+    `gcs_options`), or another URL that fsspec knows; or for the options of one.
 
     `create` makes a local directory that is missing. Raises `UnknownSource`, or what the driver raises if it cannot
     reach its storage.
     """
-    if isinstance(source, S3Options):
-        return _s3_driver(source)
-    if isinstance(source, AzureOptions):
-        return _azure_driver(source)
+    if not isinstance(source, str):
+        return _object_store_driver(source)
     if "://" not in source:
         return LocalDriver(_given(source, source), create=create)
     scheme = source.partition("://")[0].lower()
@@ -37,22 +49,22 @@ def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
         return LocalDriver(_given(_file_url_path(source), source), create=create)
     if scheme == "memory":
         return MemoryDriver()
-    if scheme == "s3":
-        return _s3_driver(parse_s3_url(source))
-    if scheme in {"az", "abfs", "abfss"}:
-        return _azure_driver(parse_azure_url(source))
+    if scheme in _PARSERS:
+        return _object_store_driver(_PARSERS[scheme](source))
     # Not before it is needed: it takes as long to import as all the rest.
     from layerfs.driver.fsspec import FsspecDriver
 
     return FsspecDriver(source)
 
 
-def _s3_driver(options: S3Options) -> StorageDriver:
-    try:
-        from layerfs.driver.s3 import S3Driver
-    except ImportError as error:
-        raise _missing_extra("s3", "s3", error) from error
-    return S3Driver(options)
+def _object_store_driver(options: ObjectStorage) -> StorageDriver:
+    match options:
+        case AzureOptions():
+            return _azure_driver(options)
+        case GcsOptions():
+            return _gcs_driver(options)
+        case S3Options():
+            return _s3_driver(options)
 
 
 def _azure_driver(options: AzureOptions) -> StorageDriver:
@@ -61,6 +73,22 @@ def _azure_driver(options: AzureOptions) -> StorageDriver:
     except ImportError as error:
         raise _missing_extra("az", "azure", error) from error
     return AzureDriver(options)
+
+
+def _gcs_driver(options: GcsOptions) -> StorageDriver:
+    try:
+        from layerfs.driver.gcs import GcsDriver
+    except ImportError as error:
+        raise _missing_extra("gs", "gcs", error) from error
+    return GcsDriver(options)
+
+
+def _s3_driver(options: S3Options) -> StorageDriver:
+    try:
+        from layerfs.driver.s3 import S3Driver
+    except ImportError as error:
+        raise _missing_extra("s3", "s3", error) from error
+    return S3Driver(options)
 
 
 def _missing_extra(scheme: str, extra: str, error: ImportError) -> UnknownSource:

@@ -10,9 +10,11 @@ import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 from harness.azurite import azurite
+from harness.gcs_server import gcs_server
 from harness.object_stores import gateway
 from layerfs.driver.azure import AzureDriver
 from layerfs.driver.fsspec import FsspecDriver
+from layerfs.driver.gcs import GcsDriver
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
@@ -40,11 +42,12 @@ DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
     "fsspec-file": lambda disk, ram: FsspecDriver(f"file://{disk}"),
     "fsspec-unheardof": lambda disk, ram: FsspecDriver(f"unheardof://{uuid.uuid4()}/storage"),
     "azure": lambda disk, ram: AzureDriver(azurite().options(f"tests/{uuid.uuid4()}")),
+    "gcs": lambda disk, ram: GcsDriver(gcs_server().options(f"tests/{uuid.uuid4()}")),
     "s3": lambda disk, ram: S3Driver(gateway().options(f"tests/{uuid.uuid4()}")),
 }
 APPENDING = [name for name in DRIVERS if name != "fsspec-unheardof"]
 RANDOM_WRITING = ["memory", "local-on-disk", "local-on-tmpfs"]
 ONLY_APPENDING = [name for name in APPENDING if name not in RANDOM_WRITING]
-WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "azure"]
+WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "azure", "gcs"]
 #: Here a file and a directory can have one name: keeping them apart would double the requests of every change.
-OBJECT_STORES = ["s3", "azure"]
+OBJECT_STORES = ["s3", "azure", "gcs"]
