@@ -7,7 +7,7 @@ means to the registry. No message quotes a value, which may be a secret, unless 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -278,11 +278,9 @@ class _Overriding:
         elif isinstance(child, Section):
             self._set(child, path[1:], value)
         elif child is None or child.value is None:
-            section.nodes[path[0].lower()] = made = Section(value.place, is_implicit=True)
-            if path[1].isdecimal():
-                section.nodes[path[0].lower()] = Items(value.place, [value])
-            else:
-                self._set(made, path[1:], value)
+            made = Section(value.place, is_implicit=True)
+            section.nodes[path[0].lower()] = Items(value.place, [value]) if path[1].isdecimal() else made
+            self._set(made, path[1:], value)
 
 
 def driver_section(storage: Node | None, place: str) -> Section:
@@ -307,11 +305,3 @@ def _set_item(items: Items, index: str, value: Node) -> None:
         items.nodes[int(index)] = value
     elif int(index) == len(items.nodes):
         items.nodes.append(value)
-
-
-def texts_in(node: Node) -> Iterator[Scalar]:
-    """The single values of a list; one that stands alone is a list of one."""
-    if isinstance(node, Scalar):
-        yield node
-    elif isinstance(node, Items):
-        yield from (item for item in node.nodes if isinstance(item, Scalar))

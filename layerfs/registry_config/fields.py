@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-from layerfs.registry_config.document import InvalidConfiguration, Items, Node, Scalar, Section, texts_in
+from layerfs.registry_config.document import InvalidConfiguration, Items, Node, Scalar, Section
 
 #: What Go's `strconv.ParseBool` takes, for values that were quoted.
 _BOOLEANS: Final = {
@@ -85,9 +85,12 @@ class Fields:
         node = self._node(key)
         if node is None:
             return []
-        if not isinstance(node, Items) or len(list(texts_in(node))) != len(node.nodes):
+        if not isinstance(node, Items):
             self._refuse(node, self._at(key), f"expected a list of texts, not {_kind(node)}")
-        return [item.text for item in texts_in(node)]
+        odd = next((item for item in node.nodes if not isinstance(item, Scalar)), None)
+        if odd is not None:
+            self._refuse(odd, self._at(key), f"expected a list of texts, not of {_kind(odd)}")
+        return [item.text for item in node.nodes if isinstance(item, Scalar)]
 
     def boolean(self, key: str) -> bool | None:
         """True or false, as a driver takes it: also in quotes."""
