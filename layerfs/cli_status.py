@@ -377,10 +377,10 @@ def why_command(path: str, everything: bool, output_format: str) -> int:
 
 def _about(place: Place, failures: Sequence[Fields], missing: Sequence[Fields]) -> list[Fields]:
     """What has to do with the place: first of itself, then of what is below it, then above it; the newest first."""
-    ranked = [(rank, each) for each in failures if (rank := _rank(place.path, each)) is not None]
-    # Of what is not there, only itself and the directory that should have had it.
-    ranked += [(rank, each) for each in missing if (rank := _rank(place.path, each)) in (0, 2)]
-    ranked.sort(key=lambda pair: str(pair[1].get("time")), reverse=True)
+    ranked = [(2 * rank, each) for each in failures if (rank := _rank(place.path, each)) is not None]
+    # Of what is not there, only itself and the directory that should have had it. Looking made it the newest.
+    ranked += [(2 * rank + 1, each) for each in missing if (rank := _rank(place.path, each)) in (0, 2)]
+    # Both come with the newest first, and sorting keeps that.
     ranked.sort(key=lambda pair: pair[0])
     return [each for _, each in ranked]
 
