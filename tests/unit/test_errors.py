@@ -44,6 +44,8 @@ def test_every_error_is_explained() -> None:
         (errors.LayerTarSumVersionUnsupported("tarsum.v9+sha256:00"), {}, ["tarsum.v9+sha256:00"]),
         (errors.LayerClosed("upload id"), {}, ["upload id"]),
         (errors.BlobUnknown(A), {"digest": A}, [str(A)]),
+        (errors.BlobDamaged(A, B), {"digest": A, "actual": B}, [str(A), str(B)]),
+        (errors.BlobUnverifiable(A, "no room"), {"digest": A}, [str(A), "no room"]),
         (errors.InvalidManifest("why"), {"reason": "why"}, ["why"]),
         (errors.ManifestTooLarge(4), {"limit": 4}, ["4"]),
         (errors.ManifestInvalidDigest(A, B), {"expected": A, "actual": B}, [str(A), str(B)]),
