@@ -110,7 +110,7 @@ class GcsBucket(Objects):
         self._endpoint = (options.endpoint_url or emulator or _ENDPOINT).rstrip("/")
         self._objects_url = f"/storage/v1/b/{quote(options.bucket, safe='')}/o"
         self._session: aiohttp.ClientSession | None = None
-        self._tokens = _Tokens(options.credentials_file) if urlsplit(self._endpoint).scheme == "https" else None
+        self._tokens = _Tokens(options) if urlsplit(self._endpoint).scheme == "https" else None
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
         self._writes = asyncio.Semaphore(WRITE_REQUESTS)
@@ -443,8 +443,8 @@ class GcsBucket(Objects):
 class _Tokens:
     """Access tokens, from wherever Google's library finds credentials; renewed in time, by one task at a time."""
 
-    def __init__(self, credentials_file: str | None) -> None:
-        self._file = credentials_file
+    def __init__(self, options: GcsOptions) -> None:
+        self._options = options
         self._credentials: Any = None
         self._renewing = asyncio.Lock()
 
@@ -466,9 +466,13 @@ class _Tokens:
 
     def _renew(self) -> None:
         if self._credentials is None:
-            if self._file is not None:
+            if self._options.credentials is not None:
+                self._credentials, _ = google.auth.load_credentials_from_dict(  # type: ignore[no-untyped-call]
+                    dict(self._options.credentials), scopes=_SCOPES
+                )
+            elif self._options.credentials_file is not None:
                 self._credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
-                    self._file, scopes=_SCOPES
+                    self._options.credentials_file, scopes=_SCOPES
                 )
             else:
                 self._credentials, _ = google.auth.default(scopes=_SCOPES)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -49,6 +49,8 @@ class GcsOptions:
     part_size: int = 16 * MEBIBYTE
     #: Parts of one upload that are on their way at a time; more of them are not kept in memory.
     parts_in_flight: int = 4
+    #: Only for programs that have them from elsewhere: what is in such a file.
+    credentials: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.part_size <= 1 << 30:

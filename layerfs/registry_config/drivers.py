@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from layerfs.driver.azure_options import AzureOptions
+from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.s3_options import LARGEST_COPY, LARGEST_PART, SMALLEST_PART, S3Options
 from layerfs.registry_config.fields import Fields
 
@@ -196,9 +197,42 @@ def _azure_credentials(parameters: Fields) -> dict[str, str | None]:
     return {"account_key": None if kind == "default_credentials" else key}
 
 
+# --- gcs ---------------------------------------------------------------------------------------------------------
+
+
+def _gcs(parameters: Fields) -> ConfiguredStorage:
+    parameters.ignore("disablekeepalives", "maxconcurrency", "useragent")
+    bucket = parameters.needed_text("bucket")
+    prefix = (parameters.text("rootdirectory") or "").strip("/")
+    credentials = parameters.section("credentials")
+    options: dict[str, Any] = {
+        "part_size": parameters.integer("chunksize", lowest=256 * 1024, highest=1 << 30),
+        "credentials_file": _readable_file(parameters, "keyfile"),
+    }
+    if options["credentials_file"] is None and credentials.keys:
+        # A service account's file, in YAML: nothing but texts.
+        options["credentials"] = {key: credentials.text(key) for key in credentials.keys}
+    given = {name: value for name, value in options.items() if value is not None}
+    return ConfiguredStorage(f"gs://{bucket}/{prefix}".rstrip("/"), GcsOptions(bucket, prefix, **given))
+
+
+def _readable_file(parameters: Fields, key: str) -> str | None:
+    """The absolute name of a file, because a daemon works elsewhere. What is in it is the client library's business."""
+    name = parameters.text(key)
+    if name is None:
+        return None
+    try:
+        with open(name, "rb"):
+            return os.path.abspath(name)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there can be no such name"
+        parameters.refuse(key, f"cannot read {name!r}: {reason}")
+
+
 _DRIVERS: Final[Mapping[str, Callable[[Fields], ConfiguredStorage]]] = {
     "azure": _azure,
     "filesystem": _filesystem,
+    "gcs": _gcs,
     "s3": _s3,
     "s3aws": _s3,
 }

@@ -119,7 +119,7 @@ def _redis_url(address: str, redis: Fields) -> str:
         "ssl_keyfile": tls.written_text("key"),
         "ssl_ca_certs": certificates[0] if certificates else None,
     }
-    given = {key: value for key, value in files.items() if value}
+    given = {key: os.path.abspath(value) for key, value in files.items() if value}
     scheme = "rediss" if given or tls.boolean("enabled") else "redis"
     return f"{scheme}://{login}{address}/{database}{'?' + urlencode(given) if given else ''}"
 

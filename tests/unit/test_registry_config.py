@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from layerfs.driver.azure_options import AzureOptions
+from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.s3_options import S3Options
 from layerfs.errors import ManifestInvalidUrl
 from layerfs.manifest import Descriptor
@@ -155,6 +157,9 @@ def test_what_nobody_knows_is_only_warned_of(load: Load) -> None:
         ("storage: {s3: {bucket: b, region: r, secretkey: [open-sesame]}}", "secretkey: expected text, not a list"),
         ("storage: {s3: {bucket: b, region: r, secretkey: 1e5}}", "secretkey: expected text, not a number: put it in"),
         ("storage: {filesystem: , cache: {blobdescriptor: redis}}", "there is no redis.addr (2.x) or redis.addrs"),
+        ("storage: {gcs: {}}", "storage.gcs.bucket is missing"),
+        ("storage: {gcs: {bucket: b, keyfile: /no/such}}", "gcs.keyfile: cannot read '/no/such': No such file"),
+        ("storage: {gcs: {bucket: b, credentials: open-sesame}}", "gcs.credentials: expected keys with values, not"),
         ("a: {b", "line 2: not YAML"),
         ("storage:\n\tfilesystem: x", "line 3: not YAML: found character '\\t' that cannot start any token"),
         ("storage: {s3: {secretkey: *open-sesame}}", "line 2: not YAML: found undefined alias"),
@@ -449,6 +454,45 @@ def test_azure(load: Load, parameters: str, expected: dict[str, object]) -> None
 def test_what_is_missing_for_azure(load: Load, parameters: str, expected: str) -> None:
     """Is named, as the registry would."""
     assert expected in refusal(load, f"storage: {{azure: {{{parameters}}}}}")
+
+
+# --- gcs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ("", {}),
+        ("rootdirectory: /a/b, chunksize: 5242880", {"root_prefix": "a/b", "part_size": 5 * MEBIBYTE}),
+        ("chunksize: '5242880', maxconcurrency: 50, disablekeepalives: true", {"part_size": 5 * MEBIBYTE}),
+        (
+            "credentials: {type: service_account, client_id: 123, private_key: open-sesame}",
+            {"credentials": {"type": "service_account", "client_id": "123", "private_key": SECRET}},
+        ),
+        ("keyfile: /dev/null, credentials: {type: x}", {"credentials_file": "/dev/null"}),
+    ],
+)
+def test_gcs(load: Load, parameters: str, expected: dict[str, object]) -> None:
+    """The parameters of 2.8 and 3.x; a file of a service account goes before its content."""
+    found = load(f"storage: {{gcs: {{bucket: b, {parameters}}}}}")
+    assert found.storage == GcsOptions("b", **expected)
+    assert found.name == f"gs://b/{expected.get('root_prefix', '')}".rstrip("/")
+    assert found.warnings == ()
+    assert SECRET not in repr(found.storage)
+
+
+def test_files_are_found_from_everywhere(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon works in `/`, so relative names are understood before."""
+    (tmp_path / "key.json").touch()
+    monkeypatch.chdir(tmp_path)
+    found = load("storage: {gcs: {bucket: b, keyfile: key.json}}")
+    assert found.storage == GcsOptions("b", credentials_file=f"{tmp_path}/key.json")
+    cache = "cache: {blobdescriptor: redis}"
+    found = load(f"storage: {{filesystem: , {cache}}}\nredis: {{addr: 'h:1', tls: {{certificate: c, key: k}}}}")
+    assert (
+        found.cache
+        == f"rediss://h:1/0?ssl_certfile={quote(f'{tmp_path}/c', '')}&ssl_keyfile={quote(f'{tmp_path}/k', '')}"
+    )
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------
