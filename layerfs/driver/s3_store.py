@@ -7,10 +7,13 @@ wherever this process has begun one.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from layerfs.driver.at_once import each, gather
@@ -41,6 +44,12 @@ from layerfs.errors import (
 _UPLOAD_DATA: Final = re.compile(r"(?P<uploads>.*/_uploads/)[^/]+/data")
 _UPLOAD_DIRECTORY: Final = re.compile(r".*/_uploads/[^/]+")
 
+#: Seconds without a change after which an upload of somebody else is not being written, and how often to look. If the
+#: last change is as long ago as the latter (nanoseconds), whatever the clocks say, there is no need to wait.
+_STILL: Final = 1.5
+_LOOKS: Final = 4
+_SURELY_STILL: Final = 300 * 10**9
+
 #: Paths that were written here, of which is kept what the next look at them would otherwise have to ask for.
 _WRITTEN_KEPT: Final = 4096
 
@@ -50,14 +59,22 @@ Uploads: TypeAlias = list[OpenUpload]
 Keys: TypeAlias = list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """An upload as this process has left it."""
+
+    upload_id: str | None
+    version: S3Version
+
+
 class Store:
     """The storage of an `S3Driver`."""
 
     def __init__(self, options: S3Options) -> None:
         self.bucket = Bucket(options)
         self._live: dict[str, S3Upload] = {}
-        # Where this process has written: the id of the upload that it left, if it left one.
-        self._written: OrderedDict[str, str | None] = OrderedDict()
+        # Where this process has written: the upload that it left, if it left one.
+        self._written: OrderedDict[str, _Left | None] = OrderedDict()
 
     async def close(self) -> None:
         for upload in list(self._live.values()):
@@ -201,15 +218,43 @@ class Store:
             return await self.bucket.get_range(path, offset, length, size=size)
         live = self._written_here(path)
         if live is None:
-            state = await find_upload(self.bucket, path, look_at_object=True)
-            if state is None or state.size < offset + length:
-                raise ShortRead(path, f"it has {state.size if state is not None else 0} bytes now, not {size}")
+            state = await self._find_readable(path, offset + length, size)
             if state.found is not None and state.found.size >= offset + length:
                 return await self.bucket.get_range(path, offset, length, size=state.found.size)
-            live = S3Upload(self.bucket, path, state)
+            return await self._read_repacked(S3Upload(self.bucket, path, state), offset, length)
         if live.size < offset + length:
             raise ShortRead(path, f"it has {live.size} bytes now, not {size}")
         return await live.read(offset, length)
+
+    async def _read_repacked(self, upload: S3Upload, offset: int, length: int) -> bytes:
+        content = await upload.read(offset, length)
+        if upload.path in self._written:
+            self._remember(upload)
+        return content
+
+    async def _find_readable(self, path: str, end: int, size: int) -> StoredUpload:
+        """An upload of somebody else, once it may be repacked so that its bytes up to `end` can be read.
+
+        Whoever writes it would have the ground taken from under his feet, and on AWS a part that is stored between our
+        looking and our completing is lost. So it must have stood still for a while.
+        """
+        state = await self._find_of_size(path, end, size)
+        for _ in range(_LOOKS):
+            readable = state.found.size if state.found is not None else 0
+            is_still = time.time_ns() - state.modified_at > _SURELY_STILL
+            if readable >= end or is_still or self._written.get(path) == _Left(state.upload_id, state.version):
+                return state
+            await asyncio.sleep(_STILL)
+            before, state = state, await self._find_of_size(path, end, size)
+            if before == state:
+                return state
+        raise ContentChanged(path, "somebody else is writing it, and S3 lets nobody read it meanwhile")
+
+    async def _find_of_size(self, path: str, end: int, size: int) -> StoredUpload:
+        state = await find_upload(self.bucket, path, look_at_object=True)
+        if state is None or state.size < end:
+            raise ShortRead(path, f"it has {state.size if state is not None else 0} bytes now, not {size}")
+        return state
 
     async def read_sealed(self, path: str, offset: int, length: int, found: StoredObject) -> bytes:
         """Reads one version of an object and no other. Raises `ContentChanged`."""
@@ -234,10 +279,14 @@ class Store:
     async def end_writing(self, upload: S3Upload) -> None:
         if self._live.get(upload.path) is upload:
             del self._live[upload.path]
-            self._written[upload.path] = upload.upload_id
-            while len(self._written) > _WRITTEN_KEPT:
-                self._written.popitem(last=False)
+            self._remember(upload)
         await upload.abandon()
+
+    def _remember(self, upload: S3Upload) -> None:
+        self._written[upload.path] = _Left(upload.upload_id, upload.version)
+        self._written.move_to_end(upload.path)
+        while len(self._written) > _WRITTEN_KEPT:
+            self._written.popitem(last=False)
 
     def is_live(self, path: str) -> bool:
         return path in self._live
@@ -248,7 +297,9 @@ class Store:
         live = self._written_here(path)
         if live is not None:
             await live.flush()
-        state = await self._find_for_sealing(path, live.upload_id if live is not None else self._written.get(path))
+        left = self._written.get(path)
+        known = live.upload_id if live is not None else left.upload_id if left is not None else None
+        state = await self._find_for_sealing(path, known)
         if state is None:
             await self._check_directory(path)
             raise NotRegularFile(path, "a directory")

@@ -263,6 +263,35 @@ async def test_only_reading_repacks(drivers: Drivers, stored, payload: Payload) 
     assert (await driver.stat(DATA)).size == 1000
 
 
+async def test_reading_what_another_process_is_writing(drivers: Drivers, stored, payload: Payload) -> None:
+    """While it goes on the reader is refused, and the writer does not notice; when it stands still it can be read."""
+    content = payload(PART + 1000)
+    writer = await drivers(part_size=PART).writer(DATA, append=False)
+    await writer.write([content[:PART]])
+    await writer.flush()
+    reader = await drivers().open(DATA)
+    refused = trio.Event()
+
+    async def read() -> None:
+        with pytest.raises(ContentChanged, match="somebody else is writing it"):
+            await reader.read(0, 1000)
+        refused.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        size = PART
+        while not refused.is_set():
+            await writer.write([content[size : size + 10]])
+            await writer.flush()
+            size += 10
+            await trio.sleep(0.3)  # the pace of a slow writer
+    await writer.write([content[size:]])
+    await writer.flush()
+    await writer.close()
+    assert await reader.read(0, 1000) == content[:1000]
+    assert await drivers().get_content(DATA, limit=len(content)) == content
+
+
 # --- several writers -------------------------------------------------------------------------------------------------
 
 
