@@ -112,8 +112,6 @@ READ_ONLY = "maintenance: {readonly: {enabled: true}}"
         ("", [], (False, False)),
         (DELETE, [], (False, True)),
         (DELETE, ["--no-allow-delete"], (False, False)),
-        (DELETE, ["-o", "allow_delete=false"], (False, False)),
-        (NO_DELETE, [], (False, False)),
         (NO_DELETE, ["--allow-delete"], (False, True)),
         (READ_ONLY, [], (True, False)),
         (READ_ONLY, ["-o", "read_only=false"], (False, False)),
@@ -153,6 +151,7 @@ HIDDEN = "import sys; sys.modules[sys.argv[1]] = None; from layerfs.cli import m
     [
         ("aiobotocore", "s3", "s3://bucket/prefix"),
         ("azure.storage.blob", "azure", "az://container/prefix"),
+        ("google.auth", "gcs", "gs://bucket/prefix"),
     ],
 )
 def test_an_extra_that_is_missing(module: str, extra: str, source: str) -> None:

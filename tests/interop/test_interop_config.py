@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from harness.azurite import ACCOUNT, CONTAINER, KEY, azurite
 from harness.commands import run
+from harness.gcs_server import BUCKET as GCS_BUCKET
+from harness.gcs_server import gcs_server
 from harness.mount import COMMAND
 from harness.object_stores import ACCESS_KEY, BUCKET, SECRET_KEY, gateway
 from harness.redis_server import RedisServer
@@ -263,6 +265,17 @@ storage:
     link = f"tests/{roots.name}/docker/registry/v2/repositories/some/repository/_layers/sha256/{'0' * 64}/link"
     store.client.upload_blob(link, NOWHERE)
     assert listed(config) == ["some/repository"]
+
+
+def test_a_bucket_of_google(roots: Path) -> None:
+    """With the prefix of the file; the endpoint is the emulator's, by the variable that registries know too."""
+    server = gcs_server()
+    config = write(
+        roots / "config.yml", f"storage: {{gcs: {{bucket: {GCS_BUCKET}, rootdirectory: /tests/{roots.name}}}}}"
+    )
+    link = f"tests/{roots.name}/docker/registry/v2/repositories/some/repository/_layers/sha256/{'0' * 64}/link"
+    server.put(link, NOWHERE.encode(), "application/octet-stream", {})
+    assert listed(config, **server.environment) == ["some/repository"]
 
 
 def shows(mount, *secrets: str) -> bool:
