@@ -15,10 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from harness.fixture import free_port
+from harness.relay import Answer, Call, Fault, Relay
 from layerfs.driver.azure_options import AzureOptions
 
 ACCOUNT: Final = "devstoreaccount1"
@@ -105,6 +107,33 @@ class Azurite:
             return False
         finally:
             connection.close()
+
+
+class AzureRelay(Relay):
+    """A proxy before Azurite. Requests are signed without the host, so they are good for both."""
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+
+    def describe(self, call: Call) -> None:
+        parts = urlsplit(call.target)
+        query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        call.key = unquote(parts.path).removeprefix(f"/{ACCOUNT}/{CONTAINER}").lstrip("/")
+        kinds = {"appendblock": "append", "list": "list", "batch": "batch"}
+        if query.get("comp") in kinds:
+            call.operation = kinds[query["comp"]]
+        elif call.method == "PUT" and "x-ms-copy-source" in call.headers:
+            call.operation = "copy"
+        elif call.method == "PUT":
+            call.operation = "create" if call.headers.get("x-ms-blob-type") == "AppendBlob" else "put"
+        else:
+            call.operation = {"HEAD": "stat", "GET": "read", "DELETE": "delete"}.get(call.method, call.method)
+
+    def error(self, fault: Fault) -> Answer:
+        code = fault.code or "ServerBusy"
+        body = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>injected</Message></Error>'
+        return fault.status, {"content-type": "application/xml", "x-ms-error-code": code}, body.encode()
 
 
 @functools.cache
