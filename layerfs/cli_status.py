@@ -354,10 +354,14 @@ def why_command(path: str, everything: bool, output_format: str) -> int:
     """
     try:
         place = find_place(path)
-        # Looking has the mount say why something is not there.
-        exists = look_at(place)
         failures = read_failures(place.mount, "errors")
-        missing = [] if exists else read_failures(place.mount, "missing")
+        exists: bool | None = None
+        missing: list[dict[str, Any]] = []
+        if not any(_rank(place.path, each) == 0 for each in failures):
+            # Looking has the mount say why something is not there, or fail as it did for others.
+            exists = look_at(place)
+            failures = failures if exists is not None else read_failures(place.mount, "errors")
+            missing = [] if exists else read_failures(place.mount, "missing")
     except NotInAMount as error:
         say(str(error))
         return ExitCode.USAGE
@@ -400,10 +404,10 @@ def _rank(path: str, failure: Fields) -> int | None:
     return min(ranks, default=None)
 
 
-def _show_failures(place: Place, exists: bool, found: Sequence[Fields]) -> None:
+def _show_failures(place: Place, exists: bool | None, found: Sequence[Fields]) -> None:
     console = make_console()
     if not found:
-        text = "is there" if exists else "is not there"
+        text = {True: "is there", False: "is not there", None: "cannot be looked at"}[exists]
         console.print(plain(f"{place.path or '/'!r} {text}, and no failure is remembered at it, below or above it"))
     for number, each in enumerate(found):
         if number:

@@ -158,8 +158,11 @@ def read_failures(mount: Mount, name: str) -> list[dict[str, Any]]:
     return [each for each in reversed(found) if isinstance(each, dict)]
 
 
-def look_at(place: Place) -> bool:
-    """Whether there is something at a place, as the mount says now. Raises `Unanswered`."""
+def look_at(place: Place) -> bool | None:
+    """Whether there is something at a place, as the mount says now; None if that failed.
+
+    Raises `Unanswered` for a mount that is dead or hangs.
+    """
     path = os.path.join(place.mount.path, place.path)
 
     def look() -> bytes:
@@ -169,7 +172,12 @@ def look_at(place: Place) -> bool:
             return b"0"
         return b"1"
 
-    return _ask(place.mount, look, ANSWER_SECONDS) == b"1"
+    try:
+        return _ask(place.mount, look, ANSWER_SECONDS) == b"1"
+    except Unanswered as error:
+        if _state(error) is State.CLOSED:
+            return None
+        raise
 
 
 def _ask(mount: Mount, question: Callable[[], bytes], seconds: float) -> bytes:
