@@ -17,7 +17,9 @@ import click
 from layerfs import (
     cli_maintenance,
     cli_reading,
+    cli_settings,
     cli_status,
+    cli_system,
     command,
     config,
     detach,
@@ -27,7 +29,7 @@ from layerfs import (
     umount,
 )
 from layerfs import mountpoint as mountpoints
-from layerfs.config import MountConfig
+from layerfs.config import MountConfig, Reloaded
 from layerfs.detach import Outcome
 from layerfs.exits import ExitCode
 from layerfs.mount_helper import MountExit
@@ -53,7 +55,7 @@ def _run(arguments: Sequence[str]) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "layerfs"
         usage = getattr(context.command, "usage_exit_code", ExitCode.USAGE) if context else ExitCode.USAGE
-        exit_code = _fail(usage, f"{error.format_message().rstrip('.')} (see '{command} --help')")
+        exit_code = _fail(usage, f"{cli_settings.describe(error)} (see '{command} --help')")
     except (click.Abort, KeyboardInterrupt):
         exit_code = _fail(ExitCode.INTERRUPTED, "interrupted")
     return exit_code
@@ -73,13 +75,17 @@ def layerfs() -> None:
 # --- mount ---------------------------------------------------------------------------------------------------
 
 
-def _parse(_context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+def _parse(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
     if text is None or parameter.name is None:
         return None
     try:
+        if parameter.name == "cache":
+            return cli_settings.parse_cache(context, parameter, text)
         return config.parse_value(parameter.name, text)
     except config.InvalidOption as error:
-        raise click.UsageError(str(error)) from None
+        is_typed = cli_settings.is_typed(context, parameter.name)
+        where = "" if is_typed else f"{cli_settings.where_from(context, parameter)}: "
+        raise click.UsageError(f"{where}{error}") from None
 
 
 def _parse_mount_options(_context: click.Context, _parameter: click.Parameter, texts: Sequence[str]) -> dict[str, Any]:
@@ -87,13 +93,6 @@ def _parse_mount_options(_context: click.Context, _parameter: click.Parameter, t
         return config.parse_mount_options(",".join(texts))
     except config.InvalidOption as error:
         raise click.UsageError(str(error)) from None
-
-
-def _from_environment() -> dict[str, Any]:
-    try:
-        return config.cache_from_environment()
-    except config.InvalidOption as error:
-        raise click.UsageError(f"{config.CACHE_VARIABLE}: {error}") from None
 
 
 def _value(name: str, metavar: str, explanation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -115,7 +114,7 @@ def _from_registry_config(source: Source) -> dict[str, Any]:
 
 @layerfs.command(cls=command.SourceCommand, epilog=exits.DESCRIPTION)
 @command.source_argument()
-@click.argument("mountpoint", metavar="MOUNTPOINT")
+@click.argument("mountpoint", metavar="MOUNTPOINT", is_eager=True, callback=cli_settings.note_mountpoint)
 @click.option("--daemon", is_flag=True, help="Return when the mount answers, and serve it in the background.")
 @_flag("-r", "--read-only", explanation="Answer every change with 'Read-only file system'.")
 @_flag(
@@ -176,21 +175,28 @@ def mount(source: Source, daemon: bool, verbose: bool, mount_options: dict[str, 
     The mount is served until MOUNTPOINT is unmounted or a signal (Ctrl-C, SIGTERM) ends it; both let the requests and
     uploads that are under way finish.
     """
+    context = click.get_current_context()
     if "config" in mount_options:
-        source = command.find_source(_as_given(source), mount_options.pop("config"), click.get_current_context())
+        source = command.find_source(_as_given(source), mount_options.pop("config"), context)
     said = {name: value for name, value in given.items() if value is not None}
-    fields = _from_registry_config(source) | _from_environment() | mount_options | said
+    typed = {name: value for name, value in said.items() if cli_settings.is_typed(context, name)}
     if verbose:
-        fields["log_level"] = "debug"
-    settings = MountConfig(source=source, **fields)
+        typed["log_level"] = "debug"
+    configured = _from_registry_config(source)
+    settings = MountConfig(source=source, **(configured | said | mount_options | typed))
     if not settings.mountpoint:
         raise click.UsageError("MOUNTPOINT must not be empty")
     if settings.create and settings.read_only:
         raise click.UsageError("--create makes a registry, which --read-only forbids: use one of them")
+    from_environment = {name for name in said if cli_settings.is_from_environment(context, name)}
+    stronger = typed.keys() | mount_options.keys() | from_environment
+    reload = cli_settings.reloader(context, settings, stronger=stronger, weaker=configured)
     if daemon:
-        outcome = detach.run_detached(lambda ready: _serve(settings, ready, detached=True), died=ExitCode.FAILED)
+        outcome = detach.run_detached(
+            lambda ready: _serve(settings, ready, reload, detached=True), died=ExitCode.FAILED
+        )
     else:
-        outcome = _serve(settings, lambda: None, detached=False)
+        outcome = _serve(settings, lambda: None, reload, detached=False)
     return outcome.exit_code if outcome.error is None else _fail(outcome.exit_code, outcome.error)
 
 
@@ -200,20 +206,30 @@ def _as_given(source: Source) -> str:
     raise click.UsageError("use one of --config and -o config=…")
 
 
-def _serve(settings: MountConfig, ready: Callable[[], None], *, detached: bool) -> Outcome:
-    try:
-        for file in filter(None, (settings.log_file, settings.metrics_file)):
-            mountpoints.check_log_file(file, settings.mountpoint)
+def _serve(
+    settings: MountConfig, ready: Callable[[], None], read_again: Callable[[], Reloaded], *, detached: bool
+) -> Outcome:
+    def configure_logs(settings: MountConfig) -> None:
         logs.configure(
             level=settings.log_level, log_format=settings.log_format, log_file=settings.log_file, detached=detached
         )
+
+    def reload() -> Reloaded:
+        reloaded = read_again()
+        configure_logs(reloaded.config)
+        return reloaded
+
+    try:
+        for file in filter(None, (settings.log_file, settings.metrics_file)):
+            mountpoints.check_log_file(file, settings.mountpoint)
+        configure_logs(settings)
     except (mountpoints.MountpointError, logs.LogUnavailable) as error:
         return Outcome(ExitCode.USAGE, str(error))
 
     from layerfs import daemon
 
     try:
-        daemon.run(settings, on_ready=ready)
+        daemon.run(settings, on_ready=ready, reload=reload)
     except daemon.DaemonFailed as error:
         if detached or settings.log_file is not None:
             # Nobody may be there any more to read standard error.
@@ -237,14 +253,14 @@ def _mount_for_mount8(arguments: Sequence[str]) -> int:
     except (mount_helper.HelperUsage, config.InvalidOption) as error:
         return _fail(MountExit.USAGE, str(error))
     except click.ClickException as error:
-        return _fail(MountExit.USAGE, error.format_message().rstrip("."))
+        return _fail(MountExit.USAGE, cli_settings.describe(error))
     if request.is_fake:
         return MountExit.OK
     try:
         with context:
             exit_code: int = mount.invoke(context)
     except click.ClickException as error:
-        return _fail(MountExit.USAGE, error.format_message().rstrip("."))
+        return _fail(MountExit.USAGE, cli_settings.describe(error))
     except (click.Abort, KeyboardInterrupt):
         return _fail(MountExit.INTERRUPTED, "interrupted")
     except OSError as error:
@@ -270,7 +286,9 @@ def umount_command(mountpoint: str, lazy: bool) -> int:
     return ExitCode.OK
 
 
-# --- looking at mounts and into storage, and looking after it -------------------------------------------------------------------
+# --- looking at mounts and into storage, and looking after it ------------------------------------------------
 
-for _command in (*cli_status.COMMANDS, *cli_reading.COMMANDS, *cli_maintenance.COMMANDS):
+for _command in (*cli_status.COMMANDS, *cli_reading.COMMANDS, *cli_maintenance.COMMANDS, *cli_system.COMMANDS):
     layerfs.add_command(_command)
+
+cli_settings.make_settable(layerfs)

@@ -86,7 +86,7 @@ def source_argument(*names: str) -> Callable[[_Decorated], _Decorated]:
 
     def decorate(function: _Decorated) -> _Decorated:
         option = click.option(*names, "registry_config", metavar="FILE", help=explanation)
-        return click.argument("source", metavar="SOURCE")(option(function))
+        return click.argument("source", metavar="SOURCE", is_eager=True)(option(function))
 
     return decorate
 

@@ -86,6 +86,20 @@ class MountConfig:
         return self.cache_dir or (default_cache_directory() if self.verify_reads else None)
 
 
+#: What a mount can be told while it serves.
+RELOADABLE: Final = frozenset(
+    {"allow_delete", "log_format", "log_level", "max_uploads", "metadata_ttl", "operation_timeout"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a mount is to be from now on, and the options that were changed but need a new mount."""
+
+    config: MountConfig
+    ignored: tuple[str, ...]
+
+
 #: Bytes below which a cache of content is of no use.
 SMALLEST_CACHE: Final = 1 << 20
 
@@ -176,12 +190,6 @@ def parse_cache(text: str, *, is_public: bool) -> str:
             f"put it into the environment variable {CACHE_VARIABLE}"
         )
     return text
-
-
-def cache_from_environment() -> dict[str, Any]:
-    """The field `cache` if the environment has it; raises `InvalidOption`."""
-    text = os.environ.get(CACHE_VARIABLE, "")
-    return {"cache": parse_cache(text, is_public=False)} if text else {}
 
 
 def _parse_word(word: str) -> dict[str, Any]:

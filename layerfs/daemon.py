@@ -7,12 +7,15 @@ leaves is a dead mount, which the next start clears away, and storage in a state
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import faulthandler
 import logging
 import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -23,7 +26,7 @@ from typing import Final
 import trio
 
 from layerfs import mountpoint as mountpoints
-from layerfs.config import MountConfig
+from layerfs.config import MountConfig, Reloaded
 from layerfs.errors import (
     LayerfsError,
 )
@@ -32,6 +35,7 @@ from layerfs.fuse.session import Session, SessionOptions
 from layerfs.metrics import MetricsFile, MetricsUnavailable, served
 from layerfs.registry.cache import CacheUnusable
 from layerfs.source import USER_ERRORS, SourceUnusable, display_name, local_path, open_registry
+from layerfs.view.control import CONTROL
 from layerfs.view.tree import Tree, TreeOptions
 
 log = logging.getLogger(__name__)
@@ -64,12 +68,15 @@ class Interrupted(LayerfsError):
     """A signal came before the mount was ready, or again while it was ending."""
 
 
-def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
+def run(config: MountConfig, *, on_ready: Callable[[], None], reload: Callable[[], Reloaded]) -> None:
     """Mounts, calls `on_ready` when the mount answers, and returns when it has ended well.
 
+    `reload` is called in a thread whenever SIGHUP asks for it, and raises `LayerfsError` if nothing can be changed.
     Raises `DaemonFailed`. To be called while the process has one thread.
     """
     try:
+        # Where it hangs is printed when the watchdog of systemd ends it.
+        faulthandler.enable()
         storage = local_path(config.source)
         if mountpoints.is_descriptor(config.mountpoint):
             mountpoint = mountpoints.prepare_mounted(config.mountpoint, storage=storage)
@@ -78,7 +85,7 @@ def run(config: MountConfig, *, on_ready: Callable[[], None]) -> None:
             mountpoint = mountpoints.prepare(config.mountpoint, storage=storage)
         _raise_descriptor_limit(config.max_handles + config.max_uploads + _SPARE_DESCRIPTORS)
         _keep_freed_memory_small()
-        trio.run(_Daemon(config, mountpoint, on_ready).serve)
+        trio.run(_Daemon(config, mountpoint, on_ready, reload).serve)
     except BaseException as error:
         raise _failure(error) from error
 
@@ -110,14 +117,19 @@ class _Phase(Enum):
 
 
 class _Daemon:
-    def __init__(self, config: MountConfig, mountpoint: str, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: MountConfig, mountpoint: str, on_ready: Callable[[], None], reload: Callable[[], Reloaded]
+    ) -> None:
         self._config = config
+        self._read_again = reload
         self._mountpoint = mountpoint
         self._name = display_name(config.source)
         self._on_ready = on_ready
         self._phase = _Phase.STARTING
         self._signals = 0
         self._stop_session: Callable[[], None] = lambda: None
+        self._apply: Callable[[MountConfig], None] = lambda config: None  # noqa: ARG005
+        self._ends_with_terminal = _has_terminal()
         # What a second signal cuts short.
         self._serving = trio.CancelScope()
         self._flushing = trio.CancelScope(shield=True)
@@ -137,7 +149,7 @@ class _Daemon:
                 cache_dir=config.content_directory,
                 cache_size=config.cache_size,
             ) as registry:
-                tree = Tree(registry, self._tree_options(), nursery, about=self._about())
+                tree = Tree(registry, _tree_options(self._config), nursery, about=self._about())
                 with self._metrics(tree, nursery):
                     await self._mount(tree, nursery)
             nursery.cancel_scope.cancel()
@@ -150,8 +162,10 @@ class _Daemon:
         session.mount()
         device = _device_of(self._mountpoint)
         self._stop_session = session.stop
+        self._apply = lambda config: _apply(config, tree, session)
         try:
             nursery.start_soon(self._announce, session, device)
+            nursery.start_soon(self._keep_alive)
             await self._serve_requests(session)
         finally:
             self._phase = _Phase.ENDING
@@ -187,8 +201,12 @@ class _Daemon:
             session.raise_read_ahead(device)
         self._phase = _Phase.SERVING
         log.info("mounted %r on %r", self._name, self._mountpoint)
-        notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}")
+        self._notify_ready()
         self._on_ready()
+        self._ends_with_terminal = _has_terminal()
+
+    def _notify_ready(self) -> None:
+        notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}\nMAINPID={os.getpid()}")
 
     async def _look_at_mount(self) -> None:
         try:
@@ -201,7 +219,46 @@ class _Daemon:
         with trio.open_signal_receiver(*_ending_signals()) as received:
             task_status.started()
             async for number in received:
-                self._stop(signal.Signals(number).name)
+                if number == signal.SIGHUP and not self._ends_with_terminal:
+                    await self._reload()
+                else:
+                    self._stop(signal.Signals(number).name)
+
+    # --- for the service manager -----------------------------------------------------------------------------
+
+    async def _keep_alive(self) -> None:
+        """Tells the watchdog of systemd, if it is on, that the kernel has answers through this mount."""
+        interval = watchdog_interval()
+        while interval is not None:
+            with trio.move_on_after(interval) as limit:
+                await self._ask_mount()
+                notify("WATCHDOG=1")
+            if limit.cancelled_caught:
+                log.warning("the mount on %r gave no answer within %.0f s", self._mountpoint, interval)
+            await trio.sleep(interval)
+
+    async def _ask_mount(self) -> None:
+        """Returns when a request has come through the kernel and been answered. No storage is asked for it."""
+        place = os.path.join(self._mountpoint, CONTROL)
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(os.stat, place, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+
+    async def _reload(self) -> None:
+        if self._phase is not _Phase.SERVING:
+            log.info("SIGHUP: nothing is reloaded while the mount begins or ends")
+            return
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        try:
+            reloaded = await trio.to_thread.run_sync(self._read_again)
+        except LayerfsError as error:
+            log.error("SIGHUP: nothing is changed: %s", error)
+        else:
+            self._config = reloaded.config
+            self._apply(reloaded.config)
+            log.info("SIGHUP: options were read again")
+            if reloaded.ignored:
+                log.warning("these options were changed and need a new mount: %s", ", ".join(reloaded.ignored))
+        self._notify_ready()
 
     def _stop(self, signal_name: str) -> None:
         self._signals += 1
@@ -238,20 +295,6 @@ class _Daemon:
 
     # --- what the parts are told -----------------------------------------------------------------------------
 
-    def _tree_options(self) -> TreeOptions:
-        config = self._config
-        return TreeOptions(
-            read_only=config.read_only,
-            allow_delete=config.allow_delete,
-            uid=config.uid,
-            gid=config.gid,
-            umask=config.umask,
-            metadata_ttl=config.metadata_ttl,
-            max_handles=config.max_handles,
-            max_uploads=config.max_uploads,
-            verify_reads=config.verify_reads,
-        )
-
     def _session_options(self) -> SessionOptions:
         config = self._config
         return SessionOptions(
@@ -275,13 +318,51 @@ class _Daemon:
         }
 
 
+def _tree_options(config: MountConfig) -> TreeOptions:
+    return TreeOptions(
+        read_only=config.read_only,
+        allow_delete=config.allow_delete,
+        uid=config.uid,
+        gid=config.gid,
+        umask=config.umask,
+        metadata_ttl=config.metadata_ttl,
+        max_handles=config.max_handles,
+        max_uploads=config.max_uploads,
+        verify_reads=config.verify_reads,
+    )
+
+
+def _apply(config: MountConfig, tree: Tree, session: Session) -> None:
+    """Changes what can be changed while it serves."""
+    tree.change_options(_tree_options(config))
+    session.change_timeout(config.operation_timeout)
+
+
 # --- the process ---------------------------------------------------------------------------------------------
 
 
 def _ending_signals() -> list[signal.Signals]:
-    """What ends a mount: also the end of its terminal, unless it was started with nohup."""
-    survives_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return [signal.SIGTERM, signal.SIGINT, *([] if survives_terminal else [signal.SIGHUP])]
+    """What ends a mount; SIGHUP only where that is the end of its terminal. What nohup has ignored stays so."""
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if is_ignored else [signal.SIGHUP])]
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a terminal whose end is its own: neither a daemon nor a service has."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two signs of life, half of what systemd waits for; None if nobody waits (see sd_notify(3))."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdigit() or int(microseconds) == 0:
+        return None
+    # Under mount.fuse3 or a shell it is meant for the whole service, whichever process was started first.
+    return int(microseconds) / 2_000_000
 
 
 def _raise_descriptor_limit(wanted: int) -> None:

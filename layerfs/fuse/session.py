@@ -74,6 +74,10 @@ class Session:
         with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
             setting.write(str(_READ_AHEAD_KIB))
 
+    def change_timeout(self, seconds: float) -> None:
+        """From now on no operation that begins takes longer."""
+        self._operations.operation_timeout = seconds
+
     def stop(self) -> None:
         """Makes `run` return when the requests under way are answered."""
         pyfuse3.terminate()

@@ -7,7 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
 import trio
@@ -82,6 +82,11 @@ class ExpiringListings(Generic[_Value]):
         while len(self._kept) > 1 and (len(self._kept) > _LISTINGS_KEPT or self._entries() > _LISTED_ENTRIES_KEPT):
             self._kept.popitem(last=False)
 
+    def change_ttl(self, ttl: float) -> None:
+        """From now on. What was kept for another time is forgotten."""
+        self._ttl = ttl
+        self._kept.clear()
+
     def forget(self, name: str) -> None:
         """After a change of our own, which must be seen at once."""
         self._kept.pop(name, None)
@@ -138,6 +143,18 @@ class MountState:
             "descriptors": CacheFigures(blobs.cache_hits, blobs.cache_misses),
             "listings": CacheFigures(hits, misses),
         }
+
+    def change_options(self, options: TreeOptions) -> None:
+        """What can be others while the mount is used: `allow_delete`, `metadata_ttl` and `max_uploads`."""
+        self.options = replace(
+            self.options,
+            allow_delete=options.allow_delete,
+            metadata_ttl=options.metadata_ttl,
+            max_uploads=options.max_uploads,
+        )
+        for listings in (self.layer_listings, self.upload_listings, self.manifest_listings, self.tag_listings):
+            listings.change_ttl(options.metadata_ttl)
+        self.index_listings.change_ttl(options.metadata_ttl)
 
     def service(self, name: str) -> LayerService:
         """The layers of repository `name`."""

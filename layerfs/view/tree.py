@@ -64,6 +64,12 @@ class Tree:
         self._handles: HandleTable[Handle] = HandleTable(options.max_handles)
         self._directories: HandleTable[DirectorySnapshot] = HandleTable(options.max_handles)
 
+    def change_options(self, options: TreeOptions) -> None:
+        """Changes what can be changed while it is used; the rest of `options` is not looked at."""
+        self._state.change_options(options)
+        self.options = self._state.options
+        self._about["allow_delete"] = options.allow_delete
+
     async def close(self) -> None:
         """Makes durable what is still open for writing. To be called when no more calls come in; may be cancelled."""
         await self._uploads.close()

@@ -372,7 +372,7 @@ def test_the_service_manager_is_told(storage: Storage, place: Path, tmp_path: Pa
 # --- the ends of a mount -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_mount(mounts: Callable[..., Mount], storage: Storage, number: signal.Signals) -> None:
     """What was written is kept although the file is still open, the mount goes, and the exit code is 0."""
     storage.make_repository("r")
@@ -406,6 +406,20 @@ def test_a_second_signal(mounts: Callable[..., Mount], tmp_path: Path) -> None:
         disk.thaw()
         assert mount.wait_end() == INTERRUPTED
     assert mount.declare("ERROR", "a second signal (SIGTERM)")
+
+
+def test_the_end_of_its_terminal_ends_the_mount(storage: Storage, place: Path) -> None:
+    """SIGHUP to a mount in the foreground of a terminal: it unmounts and ends well."""
+    leader, follower = os.openpty()
+    # The terminal becomes that of a new session, as login(1) does it.
+    terminal = ["setsid", "--ctty", "--wait", COMMAND, "mount", storage.root, place]
+    with subprocess.Popen(terminal, stdin=follower, stdout=follower, stderr=follower) as daemon:
+        os.close(follower)
+        wait_until(lambda: filesystem_at(place) == "fuse.layerfs" and status(place)["pid"], "the mount", seconds=LIMIT)
+        os.kill(status(place)["pid"], signal.SIGHUP)
+        assert daemon.wait(LIMIT) == OK
+    os.close(leader)
+    assert filesystem_at(place) is None
 
 
 def test_nohup(storage: Storage, place: Path) -> None:

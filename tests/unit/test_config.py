@@ -10,7 +10,6 @@ from layerfs.config import (
     CACHE_VARIABLE,
     InvalidOption,
     MountConfig,
-    cache_from_environment,
     parse_mount_options,
     parse_value,
 )
@@ -158,28 +157,3 @@ def test_no_password_where_everybody_reads_it(text: str) -> None:
         with pytest.raises(InvalidOption, match=CACHE_VARIABLE) as raised:
             parse()
         assert "sesame" not in str(raised.value)
-
-
-def test_a_cache_with_a_password_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is taken, and not shown with the other options."""
-    monkeypatch.setenv(CACHE_VARIABLE, "redis://:open-sesame@host/0")
-    fields = cache_from_environment()
-    assert fields == {"cache": "redis://:open-sesame@host/0"}
-    assert "sesame" not in repr(MountConfig(source="s", mountpoint="m", **fields))
-
-
-@pytest.mark.parametrize("text", ["open-sesame", "http://:open-sesame@host"])
-def test_a_cache_without_meaning_in_the_environment(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Is refused, and not quoted: there may be a password in it."""
-    monkeypatch.setenv(CACHE_VARIABLE, text)
-    with pytest.raises(InvalidOption) as raised:
-        cache_from_environment()
-    assert "sesame" not in str(raised.value)
-
-
-def test_no_cache_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty is as good as unset."""
-    monkeypatch.setenv(CACHE_VARIABLE, "")
-    assert cache_from_environment() == {}
-    monkeypatch.delenv(CACHE_VARIABLE)
-    assert cache_from_environment() == {}

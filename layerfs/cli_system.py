@@ -1,0 +1,78 @@
+"""The commands about this machine and this installation: `config`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Final
+
+import click
+
+from layerfs import cli_settings, exits
+from layerfs.command import Output
+from layerfs.config import MountConfig
+from layerfs.exits import ExitCode
+
+# --- config ------------------------------------------------------------------------------------------------------
+
+
+@click.command("config", epilog=exits.DESCRIPTION)
+@click.argument("name", metavar="[COMMAND]", required=False)
+@click.option("--mountpoint", metavar="DIR", help="Show what holds for the mount on DIR.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="A table for people, or one JSON object a line [default: table].",
+)
+def config_command(name: str | None, mountpoint: str | None, output_format: str) -> int:
+    """Shows the options that are in force where the command line does not say otherwise, and where each comes from.
+
+    The command line wins over the environment (LAYERFS_METADATA_TTL=5), that over the configuration file, and that
+    over the default. Passwords are not shown.
+
+    \b
+    A configuration file is written in TOML:
+      [mount]                     # every mount
+      allow_other = true
+      [mount."/mnt/registry"]     # one of them
+      metadata_ttl = 5
+      [check]
+      jobs = 8
+    """
+    context = click.get_current_context()
+    group = context.find_root().command
+    assert isinstance(group, click.Group)  # noqa: S101 - it is how this command is found
+    commands = {key: each for key, each in group.commands.items() if cli_settings.settable_options(each)}
+    if name is not None and name not in commands:
+        raise click.UsageError(f"no command {name!r} has options; there are {', '.join(sorted(commands))}", context)
+    named = {key: each for key, each in commands.items() if name in (None, key)}
+    file = cli_settings.file_in_use(context)
+    rows = [
+        row
+        for key, each in sorted(named.items())
+        for row in cli_settings.in_force(
+            each, key, config_file=file, mountpoint=mountpoint, defaults=_defaults() if key == "mount" else {}
+        )
+    ]
+    output = Output()
+    if output_format == "json":
+        for row in rows:
+            output.json(asdict(row))
+    else:
+        output.table(
+            ("COMMAND", "OPTION", "VALUE", "FROM"),
+            [(row.command, row.option, "-" if row.value is None else row.value, row.source) for row in rows],
+        )
+    output.flush()
+    for unknown in cli_settings.unknown_variables(group):
+        click.echo(f"layerfs: the variable {unknown} of the environment is no option of layerfs", err=True)
+    return ExitCode.OK
+
+
+def _defaults() -> dict[str, Any]:
+    defaults = MountConfig(source="", mountpoint="")
+    return {name: getattr(defaults, name) for name in MountConfig.__slots__}
+
+
+COMMANDS: Final = (config_command,)
