@@ -71,8 +71,8 @@ class LayoutBlob(BlobFile):
         return handle
 
     def check_ownership_change(self) -> None:
-        """Taken and ignored: clients set the mode of what they have just written."""
-        self._state.check_writable()
+        """As of its directory: clients set the mode of what they have just written."""
+        self._directory.check_ownership_change()
 
 
 class CandidateFile(Node):
@@ -156,6 +156,12 @@ class BlobsDirectory(ScratchHolder):
         if name in HEX_LENGTHS:
             raise EntryExists(f"{self.path}/{name} exists")
         raise InvalidArgument(f"{name!r} is no algorithm that blobs can be stored by: {', '.join(HEX_LENGTHS)}")
+
+    async def remove_directory(self, name: str) -> None:
+        self._state.check_writable()
+        if name in HEX_LENGTHS:
+            raise NotPermitted(f"{self.path}/{name} belongs to the layout: it cannot be removed")
+        await super().remove_directory(name)
 
     def _algorithm(self, name: str) -> AlgorithmDirectory:
         return AlgorithmDirectory(self._layouts, self.repository, self.path, name)

@@ -135,6 +135,9 @@ class ContentFile(ListedNode):
         return ContentHandle(self.path, self._content)
 
     async def truncate(self, size: int) -> None:  # noqa: ARG002
+        self.check_ownership_change()
+
+    def check_ownership_change(self) -> None:
         raise ReadOnlyMount(f"{self.path} can be read only, on every mount")
 
 

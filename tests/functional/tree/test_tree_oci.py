@@ -270,6 +270,13 @@ async def test_removing_blobs(layout: LayoutOf, shown: Shown) -> None:
             await shown.remove(path)
 
 
+async def test_removing_directories_of_the_layout(layout: LayoutOf, shown: Shown) -> None:
+    """Is refused, though they are empty."""
+    for name in ("blobs", "blobs/sha256", "tags"):
+        with shown.refused(errno.EPERM):
+            await shown.remove_directory(f"{layout.path}/{name}")
+
+
 async def test_the_layout_of_a_tag(layout: LayoutOf, shown: Shown) -> None:
     """Has that image alone, with all that it needs and nothing else, and cannot be changed."""
     await layout.push(IMAGE, [LAYER], "v1")
@@ -287,6 +294,9 @@ async def test_the_layout_of_a_tag(layout: LayoutOf, shown: Shown) -> None:
     for existing in ("index.json", "oci-layout"):
         with shown.refused(errno.EROFS):
             await shown.write(f"{path}/{existing}", b"{}", os.O_TRUNC)
+    for existing in ("", "/index.json", "/blobs", f"/blobs/{digest(LAYER).replace(':', '/')}"):
+        with shown.refused(errno.EROFS):
+            await shown.change_mode(f"{path}{existing}", 0o600)
     assert not await shown.exists(f"{layout.path}/tags/v3")
 
 
