@@ -20,7 +20,12 @@ _log = logging.getLogger(__name__)
 _READ_AHEAD_KIB: Final = 1024
 
 #: Requests that are handled at once; more wait in the kernel.
-_MAX_REQUESTS: Final = 64
+_MAX_REQUESTS: Final = 256
+
+#: Reads ahead of programs that the kernel sends at once, and from where on it holds back. With its default of 12, as
+#: many that storage does not answer keep everybody from reading anything.
+_MAX_READS_AHEAD: Final = 192
+_CONGESTED_READS: Final = 144
 
 
 class MountFailed(LayerfsError):
@@ -71,8 +76,14 @@ class Session:
         `device` is the mount's `major:minor`. To be called when the first request was answered: until then the kernel
         puts its own limit back.
         """
-        with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w") as setting:
-            setting.write(str(_READ_AHEAD_KIB))
+        connection = f"/sys/fs/fuse/connections/{device.rpartition(':')[2]}"
+        for path, value in (
+            (f"/sys/class/bdi/{device}/read_ahead_kb", _READ_AHEAD_KIB),
+            (f"{connection}/max_background", _MAX_READS_AHEAD),
+            (f"{connection}/congestion_threshold", _CONGESTED_READS),
+        ):
+            with contextlib.suppress(OSError), open(path, "w") as setting:
+                setting.write(str(value))
 
     def change_timeout(self, seconds: float) -> None:
         """From now on no operation that begins takes longer."""

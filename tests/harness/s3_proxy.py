@@ -34,6 +34,8 @@ class Seen:
     status: int = 0
     received: int = 0
     fault: str = ""
+    #: The path and the query, as they were asked for.
+    target: str = ""
 
 
 @dataclass
@@ -163,7 +165,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         key = unquote(urlsplit(self.path).path)
-        seen = Seen(operation_of(self.command, self.path, headers), key, headers, len(body))
+        seen = Seen(operation_of(self.command, self.path, headers), key, headers, len(body), target=unquote(self.path))
         proxy = self.server.proxy
         with proxy.lock:
             proxy.seen.append(seen)
