@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from harness.azurite import ACCOUNT, CONTAINER, KEY, azurite
@@ -247,8 +248,9 @@ def test_no_log_has_a_session_token(on_s3: Path, roots: Path) -> None:
     assert "sesame" not in log + result.stderr
 
 
-def test_a_container_on_azure(roots: Path) -> None:
-    """With the account, key and prefix of the file alone. (No registry of Debian's knows Azure.)"""
+def test_a_container_on_azure(mounts, roots: Path, payload) -> None:
+    """With the account, key and prefix of the file alone, and the key is nowhere to be seen. (No registry of Debian's
+    knows Azure.)"""
     store = azurite()
     config = write(
         roots / "config.yml",
@@ -265,6 +267,12 @@ storage:
     link = f"tests/{roots.name}/docker/registry/v2/repositories/some/repository/_layers/sha256/{'0' * 64}/link"
     store.client.upload_blob(link, NOWHERE)
     assert listed(config) == ["some/repository"]
+    mount = mounts("none", "--config", str(config), "-v")
+    content = payload(100)
+    layer = mount.path / "some/repository/_layers" / digest_of(content)
+    layer.write_bytes(content)
+    assert layer.read_bytes() == content
+    assert not shows(mount, KEY, quote(KEY, safe=""))
 
 
 def test_a_bucket_of_google(roots: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.gcs_options import GcsOptions
@@ -194,6 +198,68 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InvalidConfiguration, match=expected):
             load_registry_config(f"{tmp_path}/{name}", {})
+
+
+_KEYS = st.sampled_from(
+    [
+        *(
+            "filesystem",
+            "rootdirectory",
+            "s3",
+            "bucket",
+            "region",
+            "secretkey",
+            "chunksize",
+            "gcs",
+            "credentials",
+            "azure",
+        ),
+        *(
+            "type",
+            "container",
+            "accountname",
+            "delete",
+            "enabled",
+            "maintenance",
+            "readonly",
+            "cache",
+            "blobdescriptor",
+        ),
+        *("addr", "addrs", "tls", "rootcas", "db", "manifests", "urls", "allow", "<<"),
+    ]
+)
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["redis", "0.1", "("]),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(_KEYS | st.integers(), values, max_size=4),
+    max_leaves=20,
+)
+_SECTIONS = st.dictionaries(st.sampled_from(["storage", "redis", "validation"]), st.dictionaries(_KEYS, _VALUES))
+_VARIABLES = st.lists(_KEYS, min_size=1, max_size=4).map(lambda keys: f"REGISTRY_STORAGE_{'_'.join(keys).upper()}")
+
+
+@settings(deadline=None, max_examples=100)
+@given(sections=_SECTIONS, variables=st.dictionaries(_VARIABLES, _VALUES.map(yaml.safe_dump)))
+def test_any_values_anywhere(tmp_path_factory: pytest.TempPathFactory, sections: dict, variables: dict) -> None:
+    """Are a configuration, or one that cannot be used; nothing else comes of them."""
+    path = tmp_path_factory.getbasetemp() / "any-values.yml"
+    path.write_text(yaml.safe_dump({"version": 0.1, **sections}))
+    with suppress(InvalidConfiguration):
+        load_registry_config(str(path), variables)
+
+
+@settings(deadline=None, max_examples=200)
+@given(text=st.binary(max_size=60) | st.text("stor: \n{}[]&*!|>-#\"'%@`,?<~01\tx", max_size=60).map(str.encode))
+def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
+    """The same."""
+    path = tmp_path_factory.getbasetemp() / "any-bytes.yml"
+    path.write_bytes(b"version: 0.1\n" + text)
+    with suppress(InvalidConfiguration):
+        load_registry_config(str(path), {})
 
 
 # --- the environment ---------------------------------------------------------------------------------------------
