@@ -85,6 +85,14 @@ ADVICE: Final[dict[type[errors.LayerfsError], str]] = {
     errors.RepositoryUnknown: _NOT_THERE,
     errors.RepositoryNotEmpty: "Remove what the reason names first; 'ls' shows it.",
     errors.BlobUnknown: _DAMAGED,
+    errors.BlobDamaged: (
+        "Storage, or something on the way from it, gave other bytes than were stored. Read again: if it stays so, the blob "
+        "is damaged, and 'layerfs check --deep SOURCE' says which are; push the image again to replace it."
+    ),
+    errors.BlobUnverifiable: (
+        "With --verify-reads a layer is fetched into --cache-dir before it is read: make room on that disk, or make "
+        "--cache-size larger than the layer."
+    ),
     errors.LinkInvalid: _DAMAGED,
     errors.LinkMismatch: _DAMAGED,
     errors.LayerUnknown: (
@@ -106,7 +114,7 @@ ADVICE: Final[dict[type[errors.LayerfsError], str]] = {
     ),
     errors.LayerInvalidLength: "Send the bytes that are missing, or begin again; the upload is unchanged.",
     errors.LayerTarSumVersionUnsupported: "Finish the upload by its sha256 digest.",
-    errors.LayerClosed: "Open it again.",
+    errors.LayerClosed: "Open it again: it was finished or cancelled meanwhile.",
     errors.InvalidManifest: _CLIENT,
     errors.ManifestTooLarge: "Registries take manifests of 4 MiB at the most. Was a layer meant? Those go to _uploads.",
     errors.ManifestInvalidDigest: (

@@ -90,8 +90,10 @@ def _guarded(name: str, handler: Callable[..., Awaitable[Any]]) -> Callable[...,
     @functools.wraps(handler)
     async def guarded(self: GuardedOperations, *arguments: Any) -> Any:
         stats = self.stats
-        stats.requests = request = stats.requests + 1
         began_at = monotonic_ns()
+        if began_at > stats.next_sample:
+            stats.sample(began_at)
+        stats.requests = request = stats.requests + 1
         stats.under_way[request] = (name, arguments, began_at)
         try:
             result = await timed(self, *arguments)

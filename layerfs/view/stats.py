@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from layerfs.latency import LatencyHistogram
@@ -136,7 +137,7 @@ class MountStats:
         self.describe: Callable[[str, Arguments], str] = lambda operation, arguments: "?"  # noqa: ARG005
         self._hot: dict[str, int] = {}
         self._samples: deque[_Sample] = deque([_Sample(self.began_at, 0, 0, 0, {})])
-        #: When the next sample is due (monotonic, ns); whoever has the time looks at it and calls `sample`.
+        #: When the next sample is due (monotonic, ns). Who begins an operation, or ends one, looks and calls `sample`.
         self.next_sample = self.began_at + _SAMPLE_NS
 
     # --- counting ------------------------------------------------------------------------------------------------
@@ -196,8 +197,8 @@ class MountStats:
         )
 
     def _sample_at(self, then: int) -> _Sample:
-        # Between a sample and the next one that was due nothing is known, and after that nothing happened: whatever had
-        # would have made a sample. So the first one that is not older has the totals of that time.
+        # While nothing happens there are no samples, and the first operation afterwards makes one before it counts. So
+        # the first that is not older has the totals of that time, but for what happened until a sample was due.
         return next(sample for sample in self._samples if sample.at >= then)
 
     def speeds(self) -> dict[str, float]:
@@ -205,8 +206,9 @@ class MountStats:
         now = time.monotonic_ns()
         self.sample(now)
         totals: dict[str, int] = {}
-        for sample in self._samples:
-            if sample.at > now - HOT_SECONDS * 1e9:
+        for before, sample in pairwise(self._samples):
+            # By the time when it began: a sample is made when one is due and somebody comes.
+            if before.at > now - HOT_SECONDS * 1e9:
                 for path, length in sample.hot.items():
                     totals[path] = totals.get(path, 0) + length
         seconds = min(HOT_SECONDS, max((now - self.began_at) / 1e9, 1e-9))
