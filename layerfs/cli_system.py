@@ -1,4 +1,4 @@
-"""The commands about this machine and this installation: `config`."""
+"""The commands about this machine and this installation: `config`, `install-units`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from layerfs import cli_settings, exits
-from layerfs.command import Output
+from layerfs import cli_settings, exits, install
+from layerfs.command import Output, say
 from layerfs.config import MountConfig
 from layerfs.exits import ExitCode
 
@@ -75,4 +75,55 @@ def _defaults() -> dict[str, Any]:
     return {name: getattr(defaults, name) for name in MountConfig.__slots__}
 
 
-COMMANDS: Final = (config_command,)
+# --- install-units -----------------------------------------------------------------------------------------------
+
+
+@click.command("install-units", epilog=exits.DESCRIPTION)
+@click.option("--prefix", metavar="DIR", default="/", help="Write below DIR instead of / (for packages and images).")
+@click.option(
+    "--unit-directory",
+    metavar="DIR",
+    default=f"/{install.UNIT_DIRECTORY}",
+    show_default=True,
+    help="Where the units belong; /usr/lib/systemd/system in packages.",
+)
+@click.option(
+    "--mount", metavar="SOURCE MOUNTPOINT", nargs=2, help="Write a mount and an automount unit for these, too."
+)
+@click.option("-o", "options", metavar="OPTION,…", default="_netdev", help="With --mount: its options, as in fstab.")
+@click.option("--force", is_flag=True, help="Write over files that were changed.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done.")
+def install_units_command(
+    prefix: str, unit_directory: str, mount: tuple[str, str] | None, options: str, force: bool, dry_run: bool
+) -> int:
+    """Installs the units of systemd, and /sbin/mount.layerfs for mount(8) and fstab.
+
+    The units call layerfs where it is installed now, so it may be in a virtual environment.
+
+    \b
+      layerfs install-units
+      layerfs install-units --mount s3://bucket/prefix /mnt/registry -o _netdev,allow_other
+      layerfs install-units --prefix debian/layerfs --unit-directory /usr/lib/systemd/system
+    """
+    output = Output()
+    try:
+        files = list(install.files(prefix, unit_directory=unit_directory))
+        if mount is not None:
+            source, mountpoint = mount
+            files += install.mount_files(prefix, source, mountpoint, options, unit_directory=unit_directory)
+        for file in files:
+            change = "unchanged" if file.is_there else "would write" if dry_run else "wrote"
+            if not dry_run:
+                install.write(file, force=force)
+            output.line(f"{change} {file.path}{f' -> {file.target}' if file.target else ''}")
+    except install.InstallFailed as error:
+        output.flush()
+        say(str(error))
+        return ExitCode.USAGE
+    if not dry_run and prefix == "/":
+        output.line("now: systemctl daemon-reload")
+    output.flush()
+    return ExitCode.OK
+
+
+COMMANDS: Final = (config_command, install_units_command)
