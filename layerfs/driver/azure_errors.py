@@ -38,7 +38,7 @@ _BY_CODE: Final[dict[str, tuple[type[DriverError], str]]] = {
     "AuthorizationPermissionMismatch": (AccessDenied, "a role such as Storage Blob Data Contributor is missing"),
     "AuthorizationResourceTypeMismatch": (AccessDenied, "the SAS token is not for containers and blobs"),
     "AuthorizationServiceMismatch": (AccessDenied, "the SAS token is not for blobs"),
-    "AuthorizationFailure": (AccessDenied, "the account's firewall or its policies refuse it"),
+    "AuthorizationFailure": (AccessDenied, "the key does not fit, or the account's firewall or policies refuse it"),
     "KeyBasedAuthenticationNotPermitted": (AccessDenied, "the account takes no keys: leave them out, and log in"),
     "InvalidAuthenticationInfo": (AccessDenied, ""),
     "AccountIsDisabled": (AccessDenied, "the account is disabled"),

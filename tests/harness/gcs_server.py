@@ -206,6 +206,9 @@ def _query(call: Call) -> dict[str, str]:
 def _without_conditions(call: Call) -> Call:
     """The emulator knows some conditions, but not our generations."""
     target = re.sub(r"(?<=[?&])if(Source)?GenerationMatch=\d+", "x=x", call.target)
+    if call.operation == "list" and "maxResults=" not in target:
+        # More than Google gives at once, or the emulator gives everything.
+        target += "&maxResults=1000"
     body = call.body
     if call.operation == "compose":
         wanted = json.loads(body)

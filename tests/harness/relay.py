@@ -212,7 +212,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", said if said is not None else str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _reset(self) -> None:
         """Closes the connection so that the other side gets ECONNRESET."""

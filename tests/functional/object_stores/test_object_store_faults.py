@@ -1,0 +1,240 @@
+"""What goes wrong on the way to Azure and Google Cloud Storage: retried where it is safe, else told with its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import pytest
+import trio
+from harness.azurite import KEY, azurite
+from harness.fixture import free_port
+
+from layerfs.driver.azure import AzureDriver
+from layerfs.driver.gcs import GcsDriver
+from layerfs.errors import AccessDenied, BackendFailure, ContentTooLarge, DriverError, PathNotFound, UnknownSource
+
+DATA = "/docker/registry/v2/repositories/a/_uploads/11111111-2222-4333-8444-555555555555/data"
+
+Payload = Callable[[int], bytes]
+
+#: The requests that store what is written, by the names that the proxies have for them.
+STORING = {"azure": ["append"], "gcs": ["upload", "compose"]}
+
+
+async def test_a_lost_answer_does_no_harm(place, payload: Payload) -> None:
+    """A request that was carried out, and whose answer never came, is neither repeated in the data nor an error."""
+    content = payload(300_000)
+    driver = place.driver()
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([content[:100_000]])
+    await writer.flush()
+    for operation in STORING[driver.name]:
+        place.relay.fail("reset_after", operation)
+    await writer.write([content[100_000:]])
+    await writer.flush()
+    assert all(fault.times == 0 for fault in place.relay.faults)
+    await writer.close()
+    assert place.content(DATA) == content
+
+
+async def test_a_lost_answer_to_a_copy_or_a_deletion_does_no_harm(place) -> None:
+    """Both are simply done again."""
+    driver = place.driver()
+    await driver.put_content("/a", b"content")
+    place.relay.fail("reset_after", {"azure": "copy", "gcs": "rewrite"}[driver.name])
+    place.relay.fail("reset_after", "delete")
+    await driver.move("/a", "/b")
+    assert place.content("/b") == b"content"
+    assert place.paths() == ["/b"]
+
+
+async def test_a_store_that_is_busy_for_a_moment(place) -> None:
+    """Is asked again."""
+    driver = place.driver()
+    await driver.put_content("/a", b"content")
+    place.relay.fail("refuse", "read", status=503)
+    place.relay.fail("reset_before", "stat")
+    place.forget()
+    assert await driver.get_content("/a", limit=10) == b"content"
+    assert (await driver.stat("/a")).size == 7
+    assert place.relay.counts == {"read": 2, "stat": 2}
+
+
+async def test_a_store_that_stays_busy(place) -> None:
+    """The error names the place, and there were few tries."""
+    driver = place.driver()
+    place.relay.fail("refuse", "stat", status=503, times=100)
+    with pytest.raises(BackendFailure, match=r"'registry' at http://127\.0\.0\.1.* answered 503 .*fewer requests"):
+        await driver.stat("/a")
+    assert place.relay.counts["stat"] <= 4
+
+
+async def test_a_write_that_fails_is_told_and_what_is_there_stays(place) -> None:
+    """The size is that of what is certainly stored, and another writer goes on from there."""
+    driver = place.driver()
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([b"stored"])
+    await writer.flush()
+    for operation in STORING[driver.name]:
+        place.relay.fail("refuse", operation, status=403, code="Forbidden", times=100)
+    await writer.write([b"lost"])
+    with pytest.raises(AccessDenied):
+        await writer.flush()
+    with pytest.raises(AccessDenied):
+        await writer.write([b"more"])
+    assert writer.size == 6
+    await writer.close()
+    place.relay.heal()
+    again = await driver.writer(DATA, append=True)
+    assert again.size == 6
+    await again.write([b"!"])
+    await again.flush()
+    await again.close()
+    assert place.content(DATA) == b"stored!"
+
+
+async def test_what_waits_for_the_store_can_be_cancelled_at_once(place) -> None:
+    """A server that says nothing holds nobody who wants to go; others are served meanwhile."""
+    driver = place.driver()
+    await driver.put_content("/a", b"content")
+    place.relay.fail("stall", "read")
+    started = time.monotonic()
+    with trio.move_on_after(0.3) as scope:
+        await driver.get_content("/a", limit=10)
+    assert scope.cancelled_caught
+    assert time.monotonic() - started < 2
+    assert await driver.get_content("/a", limit=10) == b"content"
+
+
+async def test_nobody_listens(place) -> None:
+    """The endpoint is named, and nothing secret."""
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    driver = place.driver(endpoint_url=nowhere)
+    with pytest.raises(BackendFailure, match=f"at {nowhere} cannot be reached.*ECONNREFUSED") as caught:
+        await driver.stat("/a")
+    assert KEY not in str(caught.value)
+
+
+async def test_a_wrong_key(azure) -> None:
+    """The reason says so, and not the key."""
+    wrong = "d3Jvbmcga2V5IHRoYXQgbm9ib2R5IG1heSBzZWU="
+    driver = azure.driver(account_key=wrong)
+    with pytest.raises(AccessDenied, match=r"container 'registry' at http.* 403 Auth\w+: the key") as caught:
+        await driver.stat("/a")
+    assert wrong not in str(caught.value)
+
+
+async def test_what_is_no_key_at_all(azure) -> None:
+    """Nor is it repeated."""
+    with pytest.raises(AccessDenied) as caught:
+        await azure.driver(account_key="no-key!").stat("/a")
+    assert "no-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "AccountName=a;AccountKey=secret;", "=;;="])
+async def test_a_malformed_connection_string(azure, text: str) -> None:
+    """It is not repeated either."""
+    driver = azure.driver(connection_string=text)
+    with pytest.raises(DriverError) as caught:
+        await driver.stat("/a")
+    assert "secret" not in str(caught.value)
+    assert text not in str(caught.value)
+
+
+async def test_a_token_that_is_refused(azure) -> None:
+    """Nothing of it is in the reason."""
+    token = "sv=2022-11-02&ss=b&srt=co&sp=rl&se=2020-01-01T00:00:00Z&sig=c2VjcmV0c2VjcmV0"  # noqa: S105 - it has expired
+    with pytest.raises(AccessDenied) as caught:
+        await azure.driver(account_key=None, sas_token=token).stat("/a")
+    assert "c2VjcmV0" not in str(caught.value)
+
+
+async def test_no_such_container(azure) -> None:
+    """Whatever is asked of it."""
+    options = dataclasses.replace(azurite().options("prefix"), container="missing")
+    driver = AzureDriver(options)
+    azure.made.append(driver)
+    for ask in (driver.stat("/"), driver.list("/a"), driver.put_content("/a", b""), driver.writer("/a", append=True)):
+        with pytest.raises(UnknownSource, match=r"'missing'.* no such container"):
+            await ask
+
+
+async def test_no_such_bucket(gcs) -> None:
+    """It is found out when it is listed."""
+    driver = GcsDriver(dataclasses.replace(gcs.server.options("prefix"), bucket="missing"))
+    gcs.made.append(driver)
+    for ask in (driver.stat("/"), driver.list("/a"), driver.stat("/a"), driver.get_content("/a", limit=1)):
+        with pytest.raises(UnknownSource, match=r"'missing'.* no such bucket"):
+            await ask
+
+
+async def test_google_asks_for_patience(gcs) -> None:
+    """An object may be changed about once in a second; who does it more often waits."""
+    driver = gcs.driver()
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([b"one"])
+    await writer.flush()
+    gcs.relay.fail("refuse", "compose", status=429, code="rateLimitExceeded", times=2)
+    await writer.write([b"two"])
+    await writer.flush()
+    await writer.close()
+    assert gcs.content(DATA) == b"onetwo"
+
+
+async def test_an_append_blob_that_is_full(azure) -> None:
+    """It is said what to do about it, and what is there can be finished."""
+    driver = azure.driver()
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([b"content"])
+    await writer.flush()
+    azure.relay.fail("refuse", "append", status=409, code="BlockCountExceedsLimit")
+    await writer.write([b"more"])
+    with pytest.raises(ContentTooLarge, match="50,000 blocks"):
+        await writer.flush()
+    await writer.close()
+    await driver.move(DATA, "/blob")
+    assert azure.content("/blob") == b"content"
+
+
+async def test_a_blob_of_another_kind_is_in_the_way(azure) -> None:
+    """Azure replaces blobs by others of their kind only; the one in the way is deleted first."""
+    driver = azure.driver()
+    await driver.put_content("/blob", b"damaged")
+    await driver.put_content("/upload", b"content")
+    azure.relay.fail("refuse", "copy", status=409, code="InvalidBlobType")
+    async with await driver.seal("/upload") as sealed:
+        await sealed.publish("/blob")
+    assert azure.content("/blob") == b"content"
+    azure.relay.fail("refuse", "put", status=409, code="InvalidBlobType")
+    await driver.put_content("/blob", b"again")
+    assert azure.content("/blob") == b"again"
+    assert azure.relay.counts["delete"] == 2
+
+
+async def test_a_copy_that_takes_a_while(azure) -> None:
+    """It is waited for, and until then there is no blob."""
+    driver, other = azure.driver(), azure.driver()
+    await driver.put_content("/upload", b"content")
+    azure.relay.pending["/blob"] = 4
+    async with trio.open_nursery() as nursery:
+        sealed = await driver.seal("/upload")
+        nursery.start_soon(sealed.publish, "/blob")
+        while not azure.relay.counts["copy"]:
+            await trio.sleep(0.01)  # polling interval
+        with pytest.raises(PathNotFound):
+            await other.stat("/blob")
+    assert (await other.stat("/blob")).size == 7
+    assert azure.relay.pending["/blob"] == 0
+
+
+async def test_a_copy_that_failed(azure) -> None:
+    """Nothing counts as published."""
+    driver = azure.driver()
+    await driver.put_content("/upload", b"content")
+    azure.relay.pending["/blob"] = 1
+    azure.relay.copy_status = "failed"
+    async with await driver.seal("/upload") as sealed:
+        with pytest.raises(BackendFailure, match="has not copied it: failed"):
+            await sealed.publish("/blob")
