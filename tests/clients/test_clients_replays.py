@@ -15,6 +15,7 @@ from harness.clients_replays import (
     Replay,
     ReplayBuildKit,
     ReplayContainerd,
+    ReplayCrane,
     ReplayOras,
     ReplayProcess,
     ReplayRegctl,
@@ -26,8 +27,8 @@ from harness.clients_target import Images, Target
 from harness.mount import Mount
 from harness.storage import digest_of
 
-#: Images that every client can write: several layers, an index, a layer of no bytes.
-PUSHED = [("team/app", "v2"), ("multi/arch", "latest"), ("edge/empty", "1")]
+#: Images that every client can write: an index of two, and one with a layer of no bytes.
+PUSHED = [("multi/arch", "latest"), ("edge/empty", "1")]
 
 
 def prepare(target: Target, replay: type[Replay], repository: str) -> Path:
@@ -246,6 +247,21 @@ def test_the_cache_of_buildkit(target: Target, images: Images, tmp_path: Path) -
         ReplayBuildKit(layout, image, "latest").run()
         assert_complete(layout, "latest", image)
     assert_served(target.storage, tmp_path / "registry", {("cache", "latest"): image}, all_in_use=False)
+
+
+# --- crane -------------------------------------------------------------------------------------------------------
+
+
+def test_crane_names_nothing(target: Target, images: Images, tmp_path: Path) -> None:
+    """`crane pull --format=oci` adds a manifest without a tag: it is one of the repository, and `ln -s` tags it."""
+    layout = target.layout("r")
+    image = images.index()
+    ReplayCrane(layout, image, "").run()
+    assert read_index(layout) == []
+    assert set(os.listdir(layout.parent / "_manifests")) == set(image.manifests)
+    os.symlink(f"../_manifests/{image.digest}", layout.parent / "_tags/v1")
+    assert_complete(layout, "v1", image)
+    assert_served(target.storage, tmp_path / "registry", {("r", "v1"): image}, all_in_use=True)
 
 
 # --- oras --------------------------------------------------------------------------------------------------------

@@ -171,27 +171,29 @@ def test_an_index_tags(room: Room, images: Images, write: Callable[[Path, bytes]
     assert room.storage.uploads(room.name) == []
 
 
-@pytest.mark.parametrize("write", WAYS)
+HALF_AN_INDEX = b'{"schemaVersion":2,"manifests":['
+BAD_INDEXES = [
+    b"not JSON at all",
+    b"[]",
+    b'{"manifests":[]}',
+    b'{"schemaVersion":2,"manifests":{}}',
+    b'{"schemaVersion":2,"manifests":[{}]}',
+]
+
+
 @pytest.mark.parametrize(
-    ("content", "error"),
-    [
-        (b'{"schemaVersion":2,"manifests":[', errno.EINVAL),
-        (b"not JSON at all", errno.EINVAL),
-        (b"[]", errno.EINVAL),
-        (b'{"manifests":[]}', errno.EINVAL),
-        (b'{"schemaVersion":2,"manifests":{}}', errno.EINVAL),
-    ],
-    ids=["half", "no JSON", "no object", "no version", "no list"],
+    ("write", "content"),
+    [*((write, HALF_AN_INDEX) for write in WAYS), *((in_place, content) for content in BAD_INDEXES)],
 )
-def test_a_bad_index(room: Room, images: Images, write, content: bytes, error: int) -> None:
+def test_a_bad_index(room: Room, images: Images, write, content: bytes) -> None:
     """It is refused at close, or by the rename, and nothing has changed."""
     room.put(images.image(), "v1")
     before = room.stored_tags
     if write is by_a_shell:  # bash does not look at what close says
-        with room.mount.refuses(errno.errorcode[error]):
+        with room.mount.refuses("EINVAL"):
             write(room.index, content)
     else:
-        with room.mount.refused(error):
+        with room.mount.refused(errno.EINVAL):
             write(room.index, content)
     _remove_scratch(room)
     assert room.stored_tags == before
@@ -900,13 +902,24 @@ def changes(layout: Path, new_blob: bytes) -> list[Callable[[], object]]:
     ]
 
 
-@pytest.mark.parametrize("number", range(20))
-def test_layouts_of_tags_are_read_only(deletable: Room, images: Images, number: int) -> None:
+def answers(layout: Path) -> list[str]:
+    """What each of the changes fails with."""
+    found = []
+    for change in changes(layout, b"new"):
+        try:
+            change()
+        except OSError as error:
+            found.append(errno.errorcode[error.errno or 0])
+        else:
+            found.append("it succeeded")
+    return found
+
+
+def test_layouts_of_tags_are_read_only(deletable: Room, images: Images) -> None:
     """EROFS for every change, also with --allow-delete."""
     deletable.put(images.image(), "v1")
-    change = changes(deletable.layout / "tags/v1", b"new")[number]
-    with nothing_changes(deletable), deletable.mount.refused(errno.EROFS):
-        change()
+    with nothing_changes(deletable), deletable.mount.refuses("EROFS"):
+        assert set(answers(deletable.layout / "tags/v1")) == {"EROFS"}
 
 
 @pytest.mark.parametrize("make", [lambda tags: (tags / "v2").mkdir(), lambda tags: (tags / "v2").touch()])
@@ -930,12 +943,9 @@ def read_only(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         mount.check_log()
 
 
-@pytest.mark.parametrize("number", range(20))
-def test_read_only_mounts(read_only: Mount, number: int, watchdog: None) -> None:
+def test_read_only_mounts(read_only: Mount, watchdog: None) -> None:
     """EROFS, and neither EACCES, ENOENT nor ENOSYS: what BuildKit understands when it cannot make its lock."""
-    change = changes(read_only.path / "base/_oci", b"new")[number]
-    with pytest.raises(OSError, match="Read-only file system"):
-        change()
+    assert set(answers(read_only.path / "base/_oci")) == {"EROFS"}
 
 
 def test_no_repository_is_made_on_a_read_only_mount(read_only: Mount, watchdog: None) -> None:

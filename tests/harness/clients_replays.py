@@ -201,8 +201,8 @@ class Replay(ABC):
 
     @property
     def entry(self) -> Descriptor:
-        """What the index shall say of the image."""
-        return tagged(self.image.descriptor, self.tag)
+        """What the index shall say of the image; without a tag, that it is there."""
+        return tagged(self.image.descriptor, self.tag) if self.tag else self.image.descriptor
 
     def read_index(self) -> Generator[str, None, dict[str, Any]]:
         document: dict[str, Any] = json.loads((yield from read(self.index)))
@@ -604,7 +604,7 @@ class ReplayBuildKit(ReplayContainerd):
         yield from super().operations()
         lock = os.open(self.layout / "index.json.lock", os.O_CREAT | os.O_RDONLY, 0o666)
         while not _locked(lock):
-            yield "wait for the lock"
+            yield "wait for the lock"  # the real one would give up
         yield "lock index.json"
         yield from truncate_and_write(self.layout_file, _LAYOUT, 0o644)
         yield from self._overwrite_index()
@@ -616,9 +616,10 @@ class ReplayBuildKit(ReplayContainerd):
         yield "open index.json"
         text = os.read(descriptor, 1 << 22)
         index = json.loads(text) if text else {"schemaVersion": 2, "manifests": []}
-        entry = tagged(self.image.descriptor, self.tag)
-        entry["annotations"]["org.opencontainers.image.created"] = "2026-11-23T06:00:00Z"
-        index["manifests"] = [*without_tag(index.get("manifests") or [], self.tag), entry]
+        names = {REF_NAME: self.tag, "io.containerd.image.name": f"registry.example/{self.tag}:{self.tag}"}
+        # Only an entry with both names is the same: one that the mount shows, with the tag alone, stays before it.
+        kept = [each for each in index.get("manifests") or [] if names.items() - each.get("annotations", {}).items()]
+        index["manifests"] = [*kept, self.image.descriptor | {"annotations": names}]
         content = encode(index)
         yield "read index.json"
         assert os.pwrite(descriptor, content, 0) == len(content)
