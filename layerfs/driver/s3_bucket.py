@@ -283,8 +283,10 @@ class Bucket:
                 **({"PartNumberMarker": after} if after else {}),
             )
             for part in map(_listed_part, answer.get("Parts", [])):
-                # A store may list a part that was uploaded again twice (SeaweedFS): the newest is the one that counts.
-                if part.number not in found or found[part.number].modified_at <= part.modified_at:
+                # A store may list a part that was uploaded again twice (SeaweedFS). The newest counts; within a second
+                # the largest, because what is uploaded again is a last part that has grown.
+                known = found.get(part.number, part)
+                if (known.modified_at, known.size) <= (part.modified_at, part.size):
                     found[part.number] = part
             last = int(answer.get("NextPartNumberMarker") or 0)
             if not answer.get("IsTruncated") or last <= after:

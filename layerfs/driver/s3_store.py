@@ -283,7 +283,8 @@ class Store:
         await upload.abandon()
 
     def _remember(self, upload: S3Upload) -> None:
-        self._written[upload.path] = _Left(upload.upload_id, upload.version)
+        # Of one that has failed it is not known what it is like.
+        self._written[upload.path] = _Left(upload.upload_id if not upload.has_failed else None, upload.version)
         self._written.move_to_end(upload.path)
         while len(self._written) > _WRITTEN_KEPT:
             self._written.popitem(last=False)
@@ -304,7 +305,7 @@ class Store:
             await self._check_directory(path)
             raise NotRegularFile(path, "a directory")
         if state.stray:
-            return await self._seal_repacked(path, state)
+            state = await self._without_stray(path, state)
         if state.found is not None and state.is_object:
             if state.upload_id is not None:
                 await self.bucket.abort_upload(path, state.upload_id)
@@ -326,14 +327,13 @@ class Store:
         self._written[path] = None
         return found, version
 
-    async def _seal_repacked(self, path: str, state: StoredUpload) -> tuple[StoredObject, S3Version]:
+    async def _without_stray(self, path: str, state: StoredUpload) -> StoredUpload:
         """Leaves out what comes after a gap."""
-        upload = S3Upload(self.bucket, path, state)
-        await upload.repack()
-        again = await find_upload(self.bucket, path, look_at_object=False)
-        if again is None or again.stray:
+        await S3Upload(self.bucket, path, state).repack()
+        again = await find_upload(self.bucket, path, look_at_object=True)
+        if again is None or again.stray or again.size != state.size:
             raise ContentChanged(path)
-        return await self._seal_parts(path, again)
+        return again
 
     async def _find_for_sealing(self, path: str, upload_id: str | None) -> StoredUpload | None:
         if upload_id is not None:

@@ -389,12 +389,18 @@ class S3Upload:
         """What counts becomes the beginning of a new upload, to which anything can be appended."""
         counts = self._state.size
         try:
-            self._object = await self._make_object()
+            self._object = await self._make_object() if counts else await self._make_nothing()
             self._is_object = True
             self._upload_id = await self._bucket.create_upload(self.path)
             await self._take_in(self._upload_id, self._object, counts)
         except DriverError as error:
             raise self._fail(error) from error
+
+    async def _make_nothing(self) -> StoredObject:
+        """Drops an upload of which nothing counts: without parts it could not be completed."""
+        if self._upload_id is not None:
+            await self._bucket.abort_upload(self.path, self._upload_id)
+        return StoredObject(0, "", 0)
 
     async def _make_object(self) -> StoredObject:
         """Has all that counts in one object, so that nothing is lost whatever happens then."""

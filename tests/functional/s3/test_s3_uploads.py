@@ -11,7 +11,7 @@ from harness.s3_proxy import S3Proxy
 
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.s3 import S3Driver
-from layerfs.errors import ContentChanged, PathNotFound
+from layerfs.errors import ContentChanged, DriverError, PathNotFound
 
 MEBIBYTE = 1 << 20
 PART = 5 * MEBIBYTE
@@ -124,6 +124,33 @@ async def test_sealing_what_has_a_gap(drivers: Drivers, stored, payload: Payload
         assert sealed.size == PART
         await sealed.publish(BLOB)
     assert stored.content(BLOB) == one
+
+
+async def test_sealing_nothing_but_what_comes_after_a_gap(drivers: Drivers, stored, payload: Payload) -> None:
+    """It is an empty file."""
+    stored.begin(DATA, (2, payload(PART)))
+    async with await drivers().seal(DATA) as sealed:
+        assert sealed.size == 0
+        await sealed.publish(BLOB)
+    assert stored.content(BLOB) == b""
+
+
+async def test_repacking_that_fails_half_way(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload) -> None:
+    """All that there was is there still, for the process that failed as for any other."""
+    content = payload(3 * PART)
+    stored.put(DATA, content)
+    driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=PART)
+    proxy.fail("refuse", "UploadPartCopy", times=1000, suffix="data", after=1, status=400, code="InvalidRequest")
+    writer = await driver.writer(DATA, append=True)
+    with pytest.raises(DriverError):
+        await writer.write([b"more"])
+    await writer.close()
+    assert stored.uploads() != []
+    proxy.heal()
+    for other in (driver, drivers()):
+        async with await other.seal(DATA) as sealed:
+            assert sealed.size == len(content)
+            assert await sealed.read(0, len(content)) == content
 
 
 async def test_nothing_but_what_comes_after_a_gap(drivers: Drivers, stored, payload: Payload) -> None:
