@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from layerfs import (
+    cli_cache,
     cli_maintenance,
     cli_reading,
     cli_settings,
@@ -288,7 +289,13 @@ def umount_command(mountpoint: str, lazy: bool) -> int:
 
 # --- looking at mounts and into storage, and looking after it ------------------------------------------------
 
-for _command in (*cli_status.COMMANDS, *cli_reading.COMMANDS, *cli_maintenance.COMMANDS, *cli_system.COMMANDS):
+for _command in (
+    *cli_status.COMMANDS,
+    *cli_reading.COMMANDS,
+    *cli_cache.COMMANDS,
+    *cli_maintenance.COMMANDS,
+    *cli_system.COMMANDS,
+):
     layerfs.add_command(_command)
 
 cli_settings.make_settable(layerfs)
