@@ -16,6 +16,7 @@ import click
 
 from layerfs import (
     cli_cache,
+    cli_looking,
     cli_maintenance,
     cli_reading,
     cli_settings,
@@ -292,6 +293,7 @@ def umount_command(mountpoint: str, lazy: bool) -> int:
 for _command in (
     *cli_status.COMMANDS,
     *cli_reading.COMMANDS,
+    *cli_looking.COMMANDS,
     *cli_cache.COMMANDS,
     *cli_maintenance.COMMANDS,
     *cli_system.COMMANDS,

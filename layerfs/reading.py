@@ -324,7 +324,7 @@ def _part(kind: str, entry: Entry, *, has_size: bool) -> Part | None:
 
 
 async def _children(repository: Repository, manifest: Manifest, children: Sequence[Descriptor]) -> list[Part]:
-    platforms = _platforms(manifest)
+    platforms = platforms_in_index(manifest)
     found = await repository.manifests.stat_many([child.digest for child in children])
     return [
         Part(
@@ -400,8 +400,20 @@ async def _layer_or_none(repository: Repository, digest: LayerName) -> LayerInfo
         return None
 
 
-def _platforms(manifest: Manifest) -> dict[str, str]:
-    """The platform that an index gives for each of its manifests."""
+async def platform_of_image(repository: Repository, manifest: Manifest, config: Digest | None) -> str | None:
+    """The platform that an image says it is for: its `config`, unless that is missing, damaged or none at all."""
+    if manifest.media_type in _SCHEMA1:
+        return _platform(_config_of_schema1(manifest))
+    if config is None:
+        return None
+    try:
+        return _platform(_object(await _read_config(repository, config)))
+    except LayerfsError:
+        return None
+
+
+def platforms_in_index(manifest: Manifest) -> dict[str, str]:
+    """The platform that an index gives for each of its manifests, by digest."""
     children = _object(manifest.content).get("manifests")
     found = {}
     for child in children if isinstance(children, list) else ():

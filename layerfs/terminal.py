@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -22,8 +24,14 @@ def make_console() -> Console:
     """Standard output: as wide as the terminal, colours only there, nothing interpreted in what is printed."""
     from rich.console import Console
 
+    class UnixConsole(Console):
+        def on_broken_pipe(self) -> None:
+            # As every Unix tool ends whose reader has gone.
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+
     width = None if sys.stdout.isatty() else _WIDE
-    return Console(width=width, highlight=False, markup=False, emoji=False)
+    return UnixConsole(width=width, highlight=False, markup=False, emoji=False)
 
 
 def shown(text: object) -> str:
