@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tests.bench.clients import client_workloads
 from tests.bench.contenders import ALL, Contender, Missing
 from tests.bench.data import Data
 from tests.bench.measure import MIB, output_of, refaulted
@@ -23,7 +24,7 @@ from tests.bench.workloads import Bench, Workload, all_workloads
 
 def main() -> int:
     """Measures what was asked for; fails only if a workload fails."""
-    workloads = all_workloads()
+    workloads = [*all_workloads(), *client_workloads()]
     options = _options([workload.name for workload in workloads])
     chosen = [workload for workload in workloads if not options.only or workload.name in options.only]
     machine = _machine()

@@ -975,7 +975,7 @@ def test_attributes_that_tools_ask_for(room: Room) -> None:
     """`cp -a` and `ls` ask for access lists and labels of everything: EOPNOTSUPP or ENODATA."""
     for path in (room.layout, room.index, room.layout / "oci-layout", room.layout / "blobs/sha256"):
         for name in ("system.posix_acl_access", "security.selinux", "security.capability", "user.other"):
-            with pytest.raises(OSError, match="") as caught:
+            with pytest.raises(OSError, match=r"supported|No data") as caught:
                 os.getxattr(path, name)
             assert caught.value.errno in (errno.EOPNOTSUPP, errno.ENODATA)
 
