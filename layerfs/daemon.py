@@ -206,7 +206,7 @@ class _Daemon:
         self._ends_with_terminal = _has_terminal()
 
     def _notify_ready(self) -> None:
-        notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}\nMAINPID={os.getpid()}")
+        notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}")
 
     async def _look_at_mount(self) -> None:
         try:

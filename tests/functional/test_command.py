@@ -550,13 +550,3 @@ def test_umount_of_other_things(tmp_path: Path) -> None:
     assert "nothing is mounted" in complaint("umount", tmp_path)
     assert "nothing is mounted" in complaint("umount", tmp_path / "missing")
     assert "not of layerfs" in complaint("umount", "/proc")
-
-
-# --- systemd -------------------------------------------------------------------------------------------------
-
-
-def test_the_unit_is_valid() -> None:
-    """systemd finds nothing to say about it."""
-    unit = Path(__file__).resolve().parents[2] / "systemd/layerfs@.service"
-    result = run("systemd-analyze", "verify", unit)
-    assert (result.stdout, result.stderr) == ("", "")

@@ -3,7 +3,7 @@
 #
 #   boot.sh DIRECTORY COMMANDS
 #
-# DIRECTORY is seen by both sides. COMMANDS has the layerfs to be tried. Returns when that systemd has ended.
+# DIRECTORY is seen by both sides, inside as /srv/shared as well. COMMANDS has the layerfs to be tried. Returns when that systemd has ended.
 #
 # What systemd does when it boots must not reach the host: hence the overlay (systemd-tmpfiles empties /tmp), the own
 # cgroup, and the masked units.
@@ -13,7 +13,8 @@ if [ "${INSIDE:-}" = "" ]; then
     cgroup=/sys/fs/cgroup/unified/layerfs-test-$$
     [ -d /sys/fs/cgroup/unified ] || cgroup=/sys/fs/cgroup/layerfs-test-$$
     mkdir "$cgroup"
-    trap 'rmdir "$cgroup" 2> /dev/null || true' EXIT
+    # The processes in it may take a moment to be gone.
+    trap 'for try in {1..50}; do find "$cgroup" -depth -type d -exec rmdir {} + 2> /dev/null && break; sleep 0.1; done' EXIT
     echo $$ > "$cgroup/cgroup.procs"
     # systemd has to be alone in its group, and this shell has to leave so that the group can be removed.
     INSIDE=1 unshare --pid --fork --mount --propagation private --uts --ipc --cgroup --kill-child "$0" "$@" &
@@ -33,6 +34,8 @@ cd "$root/new"
 for place in $(findmnt --raw --noheadings --output TARGET --types ext4,xfs,btrfs,overlay,tmpfs | grep -vxE '/|/dev.*|/run.*|/sys.*|/tmp/.*|/proc.*' || true); do
     mkdir -p ".$place" && mount --rbind "$place" ".$place"
 done
+# Not in /tmp only: services with a /tmp of their own do not see that.
+mkdir -p srv/shared && mount --bind "$directory" srv/shared
 mkdir -p ".$directory" && mount --bind "$directory" ".$directory"
 mount -t proc proc proc
 mount -t tmpfs tmpfs run
@@ -53,7 +56,7 @@ mount -t cgroup2 cgroup2 sys/fs/cgroup
 units=etc/systemd/system
 for unit in systemd-tmpfiles-setup systemd-tmpfiles-setup-dev systemd-sysctl systemd-timesyncd systemd-udevd \
     systemd-udev-trigger systemd-modules-load systemd-random-seed systemd-remount-fs systemd-update-utmp \
-    systemd-logind systemd-hwdb-update getty@tty1 console-getty serial-getty@ttyS0 apt-daily apt-daily-upgrade; do
+    systemd-logind systemd-hwdb-update lvm2-monitor getty@tty1 console-getty serial-getty@ttyS0 apt-daily apt-daily-upgrade; do
     ln -sf /dev/null "$units/$unit.service"
 done
 printf '' > etc/fstab

@@ -1,0 +1,237 @@
+"""The units under a running systemd: starting, killing, hanging, reloading, stopping while in use, fstab, timers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from harness.commands import run, wait_until
+from harness.systemd import Machine, Service
+
+UNITS = Path(__file__).parents[2] / "systemd"
+MIB = 1 << 20
+
+
+# --- the files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.iterdir()))
+def test_the_units_are_valid(unit: str) -> None:
+    """systemd finds nothing to say about any of them, and the manuals that they name are there."""
+    result = run("systemd-analyze", "verify", "--man=no", UNITS / unit)
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.glob("*.service")))
+def test_the_services_are_hardened(unit: str) -> None:
+    """systemd's own score is 4.5 at the most; a little more where mount.fuse3 gives all rights away afterwards."""
+    threshold = 46 if "unprivileged" in unit else 45
+    run("systemd-analyze", "security", "--offline=true", f"--threshold={threshold}", UNITS / unit)
+
+
+# --- layerfs@.service ----------------------------------------------------------------------------------------------
+
+
+def test_started_means_mounted(machine: Machine) -> None:
+    """`systemctl start` returns when everybody sees the mount; status says what it serves; stop leaves nothing."""
+    service = Service(machine, "started").start()
+    assert service.answers()
+    assert machine.show(service.unit, "StatusText").startswith("serving ")
+    assert {*_capabilities(service.process)} <= {"CAP_SYS_ADMIN", *_FILES}
+    machine.systemctl("stop", service.unit)
+    assert machine.mounted(service.place) == []
+    assert machine.show(service.unit, "Result") == "success"
+
+
+def test_what_waits_for_a_mount_finds_it(machine: Machine) -> None:
+    """A service that comes after the mount sees what is in it, whenever it was started."""
+    service = Service(machine, "ordered")
+    machine.write(
+        "/etc/systemd/system/consumer.service",
+        f"[Unit]\nRequires={service.unit}\nAfter={service.unit}\n"
+        f"[Service]\nType=oneshot\nExecStart=/usr/bin/test -d {service.place}/r/_layers\n",
+    )
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "consumer")
+    machine.systemctl("stop", service.unit)
+
+
+def test_kill_9(machine: Machine) -> None:
+    """The mount is back within seconds, with every byte that fsync returned for."""
+    service = Service(machine, "killed").start()
+    upload = f"{service.place}/r/_uploads/x"
+    machine.run("dd", "if=/dev/urandom", f"of={upload}", "bs=1M", "count=3", "conv=fsync")
+    killed = service.kill(signal.SIGKILL)
+    wait_until(lambda: service.is_back(killed), "the mount to be back")
+    assert machine.run("stat", "-c", "%s", upload).stdout == f"{3 * MIB}\n"
+    assert machine.mounted(service.place) == ["fuse.layerfs"]
+    machine.systemctl("stop", service.unit)
+
+
+def test_a_daemon_that_hangs(machine: Machine) -> None:
+    """The watchdog ends a daemon that does not answer, and the mount is back."""
+    service = Service(machine, "hung")
+    machine.write(
+        f"/etc/systemd/system/{service.unit}.d/watchdog.conf", "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n"
+    )
+    machine.systemctl("daemon-reload")
+    service.start()
+    first = service.process
+    # Signs of life come: it outlives the watchdog's time.
+    time.sleep(3)  # the time of the watchdog is what is tested
+    assert service.process == first
+    stopped = service.kill(signal.SIGSTOP)
+    wait_until(lambda: service.process not in (None, stopped), "another daemon", seconds=20)
+    wait_until(service.answers, "the mount to be back")
+    assert "watchdog" in machine.journal(service.unit).lower()
+    machine.systemctl("stop", service.unit)
+
+
+def test_reload(machine: Machine) -> None:
+    """`systemctl reload` returns when the new options hold; it is the same daemon."""
+    service = Service(machine, "reloaded", LAYERFS_CONFIG_FILE="/etc/layerfs/reloaded.toml")
+    machine.write("/etc/layerfs/reloaded.toml", "")
+    service.start()
+    daemon = service.process
+    assert machine.status(service.place)["allow_delete"] is False
+    machine.write("/etc/layerfs/reloaded.toml", "[mount]\nallow_delete = true\n")
+    machine.systemctl("reload", service.unit)
+    wait_until(lambda: machine.status(service.place)["allow_delete"] is True, "the new options")
+    assert machine.is_active(service.unit)
+    assert service.process == daemon
+    machine.systemctl("stop", service.unit)
+
+
+def test_stopped_in_the_middle_of_a_cp(machine: Machine) -> None:
+    """`cp` finishes or fails; what it was told is written is there, and can be continued after the next start."""
+    service = Service(machine, "drained").start()
+    source = machine.directory / "large"
+    source.write_bytes(os.urandom(64 * MIB))
+    target = f"{service.place}/r/_uploads/large"
+    with subprocess.Popen(machine.command("cp", source, target), stderr=subprocess.PIPE) as copy:
+        wait_until(
+            lambda: any(data.stat().st_size > 2 * MIB for data in service.storage.root.rglob("_uploads/*/data")),
+            "the copy to be under way",
+        )
+        machine.systemctl("stop", service.unit)
+        copy.wait(30)
+    assert machine.mounted(service.place) == []
+    assert machine.show(service.unit, "Result") == "success"
+    [data] = service.storage.root.rglob("_uploads/*/data")
+    kept = data.read_bytes()
+    assert source.read_bytes().startswith(kept)
+    assert copy.returncode != 0 or len(kept) == 64 * MIB
+    service.start()
+    machine.run("sh", "-c", f"tail -c +$(($(stat -c %s {target}) + 1)) {source} >> {target}")
+    assert machine.run("sha256sum", source).stdout.split()[0] == machine.run("sha256sum", data).stdout.split()[0]
+    machine.systemctl("stop", service.unit)
+
+
+def test_a_mistake_in_the_configuration(machine: Machine) -> None:
+    """Is not tried again, and the journal says what it is."""
+    service = Service(machine, "wrong", OPTIONS="--umask 9")
+    assert machine.systemctl("start", service.unit, check=False).returncode != 0
+    assert machine.show(service.unit, "NRestarts") == "0"
+    assert "invalid umask '9'" in machine.journal(service.unit)
+    machine.systemctl("reset-failed", service.unit)
+
+
+def test_without_privileges(machine: Machine) -> None:
+    """The daemon has no capability and is another user; it is watched, reloaded, and comes back after kill -9."""
+    service = Service(machine, "plain", kind="layerfs-unprivileged", MOUNT_USER="daemon")
+    run("chown", "-R", "daemon", service.storage.root)
+    service.start()
+    assert service.answers()
+    fields = dict(line.split(":\t", 1) for line in (service.process / "status").read_text().splitlines())
+    assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == int(fields["CapBnd"], 16) == 0
+    assert "0" not in fields["Uid"].split()
+    machine.systemctl("reload", service.unit)
+    killed = service.kill(signal.SIGKILL)
+    wait_until(lambda: service.is_back(killed), "the mount to be back")
+    machine.systemctl("stop", service.unit)
+    assert machine.mounted(service.place) == []
+
+
+# --- fstab, mount and automount units -------------------------------------------------------------------------------
+
+
+def test_a_line_of_fstab(machine: Machine) -> None:
+    """With x-systemd.automount it is mounted when somebody looks, unmounted when nobody does, and mounted again."""
+    service = Service(machine, "fstab")
+    options = "ro,_netdev,nofail,x-systemd.automount,x-systemd.idle-timeout=1,x-systemd.mount-timeout=30"
+    machine.write("/etc/fstab", f"{service.source} {service.place} layerfs {options} 0 0\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("start", "mnt-fstab.automount")
+    for _ in range(2):
+        assert machine.mounted(service.place) == ["autofs"]
+        assert machine.run("ls", service.place).stdout == "r\n"
+        assert machine.mounted(service.place) == ["autofs", "fuse.layerfs"]
+        wait_until(lambda: machine.mounted(service.place) == ["autofs"], "the end of an idle mount", seconds=20)
+    machine.systemctl("stop", "mnt-fstab.automount")
+    machine.write("/etc/fstab", "")
+    machine.systemctl("daemon-reload")
+    assert machine.mounted(service.place) == []
+
+
+def test_a_pair_of_units(machine: Machine) -> None:
+    """`install-units --mount` writes a mount and an automount that work; a dash in the name is none of the path."""
+    service = Service(machine, "a-pair")
+    machine.run("layerfs", "install-units", "--mount", service.source, service.place, "-o", "umask=077")
+    machine.systemctl("daemon-reload")
+    unit = machine.run("systemd-escape", "--path", service.place).stdout.strip()
+    machine.systemctl("start", f"{unit}.automount")
+    assert machine.run("stat", "-c", "%a", f"{service.place}/r").stdout == "700\n"
+    assert machine.is_active(f"{unit}.mount")
+    machine.systemctl("stop", f"{unit}.automount", f"{unit}.mount")
+    assert machine.mounted(service.place) == []
+
+
+# --- timers -----------------------------------------------------------------------------------------------------
+
+
+def test_purging(machine: Machine) -> None:
+    """The service deletes old uploads of a storage, and leaves new ones; its timer is accepted."""
+    service = Service(machine, "purged", LAYERFS_OLDER_THAN="7d")
+    uploads = service.storage.root / "docker/registry/v2/repositories/r/_uploads"
+    for name, begun in (("old", "2020-01-01T00:00:00Z"), ("new", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))):
+        (uploads / name).mkdir(parents=True)
+        (uploads / name / "startedat").write_text(begun)
+        (uploads / name / "data").write_bytes(b"x")
+    for path in (*(uploads / "old").iterdir(), uploads / "old"):
+        os.utime(path, (0, 0))
+    machine.systemctl("start", "layerfs-purge@purged.service")
+    assert [path.name for path in uploads.iterdir()] == ["new"]
+    machine.systemctl("start", "layerfs-purge@purged.timer")
+    assert machine.is_active("layerfs-purge@purged.timer")
+    machine.systemctl("stop", "layerfs-purge@purged.timer")
+
+
+def test_checking(machine: Machine) -> None:
+    """The service succeeds where nothing is wrong, and fails with what is."""
+    service = Service(machine, "checked")
+    service.storage.put_layer("r", b"abc")
+    machine.systemctl("start", "layerfs-check@checked.service")
+    blobs = service.storage.root / "docker/registry/v2/blobs"
+    shutil.rmtree(next(blobs.glob("sha256/*/*")))
+    unit = "layerfs-check@checked.service"
+    assert machine.systemctl("start", unit, check=False).returncode != 0
+    assert machine.show(unit, "ExecMainStatus") == "4"
+    assert "dangling-layer-link" in machine.journal(unit)
+    machine.systemctl("reset-failed", unit)
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+#: What the daemon may do with files of others.
+_FILES = {"CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_CHOWN", "CAP_FOWNER", "CAP_LEASE"}
+
+
+def _capabilities(process: Path) -> list[str]:
+    effective = next(line for line in (process / "status").read_text().splitlines() if line.startswith("CapEff:"))
+    decoded = run("capsh", f"--decode={effective.split()[1]}").stdout.strip()
+    return [name.upper() for name in decoded.partition("=")[2].split(",")]
