@@ -67,7 +67,7 @@ class S3Options:
     #: Parts of one upload that are on their way at a time; more of them are not kept in memory.
     parts_in_flight: int = 4
     #: Seconds without a word after which a request is tried again; three times that is the end of it. Not for copies.
-    read_timeout: float = 15.0
+    read_timeout: float = 10.0
     #: The variants of AWS's own endpoints: by IPv6 as well, accelerated, with validated cryptography.
     dual_stack: bool = False
     accelerate: bool = False

@@ -60,9 +60,10 @@ class RepositoryDirectory(Directory):
             listing = await self._state.registry.list(self._name)
             components, is_repository = set(listing.components), listing.is_repository
         except RepositoryUnknown:
-            if self._name not in self._state.fresh_repositories:
+            # Where there are no directories, the beginning of a remembered name is remembered with it.
+            if self._name not in self._state.fresh_repositories and not self._is_remembered(self._name):
                 raise
-            components, is_repository = set(), True
+            components, is_repository = set(), False
         components.update(self._remembered_components())
         nodes: list[tuple[str, Node]] = [(name, self._child(name)) for name in sorted(components)]
         if is_repository or self._name in self._state.fresh_repositories:

@@ -175,6 +175,7 @@ async def test_more_than_a_page_of_keys(drivers: Drivers, proxied: S3Driver, pro
     assert stored.paths() == ["/many-neighbour"]
 
 
+@pytest.mark.soak
 async def test_a_file_with_a_thousand_neighbours_of_like_names(drivers: Drivers, proxied: S3Driver, stored) -> None:
     """It alone is deleted, and so is a directory among them."""
     neighbours = [f"/a-{number:04}" for number in range(1100)]
@@ -188,6 +189,7 @@ async def test_a_file_with_a_thousand_neighbours_of_like_names(drivers: Drivers,
     assert stored.paths() == neighbours
 
 
+@pytest.mark.soak
 async def test_more_than_a_page_of_uploads(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy, stored) -> None:
     """Their sizes are exact. The uploads are listed once for all, and the parts of each, side by side."""
     paths = [DATA.format(f"{number:04}") for number in range(1050)]
@@ -212,6 +214,7 @@ async def test_more_than_a_page_of_parts(proxied: S3Driver, proxy: S3Proxy, stor
     assert proxy.counts["ListParts"] == 2
 
 
+@pytest.mark.soak
 async def test_listing_a_thousand_layers(drivers: Drivers, proxied: S3Driver, proxy: S3Proxy) -> None:
     """A handful of listings; what has to be asked of each blob is asked of many at once."""
     numbers = random.Random(1)
