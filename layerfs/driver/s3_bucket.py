@@ -49,8 +49,8 @@ PART_MEMORY: Final = 256 * MEBIBYTE
 #: Parts of one object that are copied at a time, within the store.
 COPIES_AT_ONCE: Final = 8
 
-#: Seconds. With the default of `read_timeout` the SDK gives up on a store that says nothing after 30 s at the latest. An
-#: operation of a mount has 60 s, and the kernel asks a second time for what could not be read ahead.
+#: Seconds. With the default of `read_timeout` the SDK gives up on a store that says nothing after 30 s at the latest.
+#: An operation of a mount has 60 s, and the kernel asks a second time for what could not be read ahead.
 _CONNECT_TIMEOUT: Final = 5
 _ATTEMPTS: Final = 3
 #: For what makes the store copy bytes, which it does without a word.
