@@ -23,6 +23,12 @@ from layerfs.errors import ContentChanged, ContentTooLarge, UnsupportedByDriver
 _GROWTH: Final = ((35_000, 16), (20_000, 4), (0, 1))
 
 
+def block_size(first: int, blocks: int) -> int:
+    """Bytes of the next block of an upload that began with blocks of `first` bytes and has so many."""
+    growth = next(growth for number, growth in _GROWTH if blocks >= number)
+    return min(first * growth, LARGEST_BLOCK)
+
+
 class AzureUpload(ObjectUpload):
     """An append blob that this process appends to: one block at a time, while the next one fills."""
 
@@ -50,8 +56,7 @@ class AzureUpload(ObjectUpload):
             raise ContentTooLarge(
                 self.path, f"its {MOST_BLOCKS} blocks are used up, which is what Azure allows; finish it, or begin anew"
             )
-        growth = next(growth for blocks, growth in _GROWTH if self._blocks >= blocks)
-        return min(self._container.options.block_size * growth, LARGEST_BLOCK)
+        return block_size(self._container.options.block_size, self._blocks)
 
     async def _store(self, block: bytes) -> None:
         await self._settle()

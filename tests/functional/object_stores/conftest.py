@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import cache
 from typing import Any
 
 import pytest
 import trio
-from harness.azurite import AzureRelay, azurite
-from harness.gcs_server import gcs_server
+from harness.azurite import CONTAINER, AzureRelay, azurite
+from harness.gcs_server import BUCKET, gcs_server
 from harness.relay import Relay
 
 from layerfs.driver.azure import AzureDriver
@@ -29,6 +29,9 @@ class Place(ABC):
 
     #: Everything that a driver asks for goes through it.
     relay: Relay
+    #: What a user writes as SOURCE, and has in the environment, to have it mounted.
+    url: str
+    environment: dict[str, str]
 
     def driver(self, **options: Any) -> StorageDriver:
         """A driver, as if in a process of its own."""
@@ -53,6 +56,8 @@ class AzurePlace(Place):
         super().__init__()
         self.relay = _azure_relay()
         self.client = azurite().client
+        self.url = f"az://{CONTAINER}/{self.prefix}"
+        self.environment = {"AZURE_STORAGE_CONNECTION_STRING": azurite().connection_string(self.relay.endpoint)}
         #: Options of a driver that nobody counts or breaks, which is faster.
         self.directly = {"endpoint_url": azurite().endpoint}
 
@@ -72,6 +77,8 @@ class GcsPlace(Place):
         super().__init__()
         self.server = gcs_server()
         self.relay = self.server.proxy
+        self.url = f"gs://{BUCKET}/{self.prefix}"
+        self.environment = self.server.environment
 
     def _driver(self, options: dict[str, Any]) -> GcsDriver:
         return GcsDriver(self.server.options(self.prefix, **options))
@@ -81,6 +88,9 @@ class GcsPlace(Place):
 
     def content(self, path: str) -> bytes:
         return self.server.content(self.prefix + path)
+
+
+PLACES: dict[str, type[Place]] = {"azure": AzurePlace, "gcs": GcsPlace}
 
 
 @cache
@@ -111,11 +121,22 @@ async def gcs() -> AsyncIterator[GcsPlace]:
         yield place
 
 
-@pytest.fixture(params=[AzurePlace, GcsPlace], ids=["azure", "gcs"])
+@pytest.fixture(params=PLACES)
 async def place(request: pytest.FixtureRequest) -> AsyncIterator[Place]:
     """One of each."""
-    async for place in _use(request.param()):
+    async for place in _use(PLACES[request.param]()):
         yield place
+
+
+@pytest.fixture(params=PLACES)
+def mountable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """One of each, with what a daemon needs in its environment, for tests without drivers of their own."""
+    place = PLACES[request.param]()
+    place.relay.heal()
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
+    yield place
+    place.relay.heal()
 
 
 @pytest.fixture
