@@ -1,4 +1,4 @@
-"""The commands about this machine and this installation: `config`, `install-units`."""
+"""The commands about this machine and this installation: `config`, `doctor`, `install-units`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from typing import Any, Final
 
 import click
 
-from layerfs import cli_settings, exits, install
-from layerfs.command import Output, say
+from layerfs import cli_settings, exits, install, logs
+from layerfs.command import Output, find_source, say
 from layerfs.config import MountConfig
 from layerfs.exits import ExitCode
+
+_FORMAT = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="Text for people, or one JSON object a line [default: table].",
+)
+
 
 # --- config ------------------------------------------------------------------------------------------------------
 
@@ -18,13 +27,7 @@ from layerfs.exits import ExitCode
 @click.command("config", epilog=exits.DESCRIPTION)
 @click.argument("name", metavar="[COMMAND]", required=False)
 @click.option("--mountpoint", metavar="DIR", help="Show what holds for the mount on DIR.")
-@click.option(
-    "--format",
-    "output_format",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="A table for people, or one JSON object a line [default: table].",
-)
+@_FORMAT
 def config_command(name: str | None, mountpoint: str | None, output_format: str) -> int:
     """Shows the options that are in force where the command line does not say otherwise, and where each comes from.
 
@@ -73,6 +76,47 @@ def config_command(name: str | None, mountpoint: str | None, output_format: str)
 def _defaults() -> dict[str, Any]:
     defaults = MountConfig(source="", mountpoint="")
     return {name: getattr(defaults, name) for name in MountConfig.__slots__}
+
+
+# --- doctor ------------------------------------------------------------------------------------------------------
+
+_DOCTOR_EXIT_CODES: Final = """\b
+Exit codes:
+  0   nothing has to be mended; there may be warnings
+  1   the arguments cannot be used
+  4   internal error: please report it
+  8   interrupted
+  32  something keeps layerfs from working
+"""
+
+
+@click.command("doctor", epilog=_DOCTOR_EXIT_CODES)
+@click.argument("source", metavar="[SOURCE]", required=False)
+@click.option("--config", "registry_config", metavar="FILE", help="Look at the storage in a registry's configuration.")
+@_FORMAT
+def doctor_command(source: str | None, registry_config: str | None, output_format: str) -> int:
+    """Looks for what keeps layerfs from working on this machine, and says how to mend it.
+
+    With SOURCE also at that storage: whether it can be reached and written, and how far its clock is from this one.
+    Run it as the user who is to mount. Nothing is changed.
+    """
+    from layerfs import doctor
+
+    context = click.get_current_context()
+    found = None if source is None and registry_config is None else find_source(source, registry_config, context)
+    logs.configure(level="error", log_format="text", log_file=None, detached=False)
+    output = Output()
+    failed = False
+    for finding in doctor.examine(found):
+        failed |= finding.health is doctor.Health.FAIL
+        if output_format == "json":
+            output.json(asdict(finding))
+        else:
+            output.line(f"{finding.health.upper():<5} {finding.name}: {finding.explanation}")
+            if finding.remedy:
+                output.line(f"      -> {finding.remedy}")
+        output.flush()
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
 # --- install-units -----------------------------------------------------------------------------------------------
@@ -126,4 +170,4 @@ def install_units_command(
     return ExitCode.OK
 
 
-COMMANDS: Final = (config_command, install_units_command)
+COMMANDS: Final = (config_command, doctor_command, install_units_command)

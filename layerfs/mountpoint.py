@@ -187,17 +187,26 @@ def _clear_dead_mounts(path: str) -> None:
 
 def _check_dead(path: str, mount: Mount) -> None:
     """Raises `MountpointError` unless the daemon of the mount is gone."""
-    answer = ask(lambda: _errno_of(lambda: os.statvfs(path)))
-    if answer is None:
+    number = ask_errno(path)
+    if number is None:
         raise MountpointError(
             f"mountpoint {path!r} holds a mount of {mount.source!r} whose daemon does not answer: "
             f"kill that daemon, or run 'layerfs umount --lazy {path}'"
         )
-    if int(answer) not in _DEAD:
+    if number not in _DEAD:
         raise MountpointError(
             f"{mount.source!r} is already mounted on {path!r}: run 'layerfs umount {path}' first, "
             "or choose another directory"
         )
+
+
+def ask_errno(path: str) -> int | None:
+    """What a mount answers when it is asked whether it is alive: 0, or an errno; None if it does not answer.
+
+    Must be called while the process has one thread.
+    """
+    answer = ask(lambda: _errno_of(lambda: os.statvfs(path)))
+    return None if answer is None else int(answer)
 
 
 def _errno_of(call: Callable[[], object]) -> bytes:
@@ -389,14 +398,15 @@ def check_fuse(*, allow_other: bool) -> None:
         raise MountpointError(
             "an ordinary user needs fusermount3 to mount: install the package fuse3, or mount as root"
         )
-    if allow_other and not _fuse_conf_allows_other("/etc/fuse.conf"):
+    if allow_other and not fuse_conf_allows_other("/etc/fuse.conf"):
         raise MountpointError(
             "an ordinary user may not use --allow-other: add the line 'user_allow_other' to /etc/fuse.conf, "
             "or mount as root"
         )
 
 
-def _fuse_conf_allows_other(path: str) -> bool:
+def fuse_conf_allows_other(path: str) -> bool:
+    """Whether ordinary users may let others use their mounts."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return any(line.strip() == "user_allow_other" for line in file)

@@ -57,6 +57,12 @@ def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
     return FsspecDriver(source)
 
 
+def parse_object_url(url: str) -> ObjectStorage | None:
+    """The options in the URL of an object store; None for anything else. Raises `UnknownSource`."""
+    parser = _PARSERS.get(url.partition("://")[0].lower()) if "://" in url else None
+    return parser(url) if parser else None
+
+
 def _object_store_driver(options: ObjectStorage) -> StorageDriver:
     match options:
         case AzureOptions():

@@ -25,7 +25,8 @@ def test_the_fields_of_a_line() -> None:
     """Ids, device, root, mountpoint, type and source; the optional fields in the middle are of any number."""
     for optional in (b"", b" shared:1", b" shared:1 master:2"):
         line = b"36 35 98:0 /part /mnt/x rw,nosuid" + optional + b" - fuse.layerfs s3://b/p rw,user_id=0\n"
-        assert parse_mountinfo(line) == [Mount(36, 35, "98:0", "/part", "/mnt/x", "fuse.layerfs", "s3://b/p")]
+        options = frozenset({"rw", "nosuid", "user_id=0"})
+        assert parse_mountinfo(line) == [Mount(36, 35, "98:0", "/part", "/mnt/x", "fuse.layerfs", "s3://b/p", options)]
 
 
 def test_escapes() -> None:
@@ -184,5 +185,5 @@ def test_the_line_in_fuse_conf(tmp_path: Path) -> None:
     conf = tmp_path / "fuse.conf"
     for content, allowed in (("#user_allow_other\n", False), ("x\n  user_allow_other \n", True), ("", False)):
         conf.write_text(content)
-        assert mountpoint._fuse_conf_allows_other(str(conf)) is allowed
-    assert mountpoint._fuse_conf_allows_other(str(tmp_path / "none")) is False
+        assert mountpoint.fuse_conf_allows_other(str(conf)) is allowed
+    assert mountpoint.fuse_conf_allows_other(str(tmp_path / "none")) is False
