@@ -86,8 +86,8 @@ ADVICE: Final[dict[type[errors.LayerfsError], str]] = {
     errors.RepositoryNotEmpty: "Remove what the reason names first; 'ls' shows it.",
     errors.BlobUnknown: _DAMAGED,
     errors.BlobDamaged: (
-        "Storage, or something on the way from it, gave other bytes than were stored. Read again: if it stays so, the blob "
-        "is damaged, and 'layerfs check --deep SOURCE' says which are; push the image again to replace it."
+        "Storage, or something on the way from it, gave other bytes than were stored. Read again: if it stays so, the "
+        "blob is damaged, and 'layerfs check --deep SOURCE' says which are; push the image again to replace it."
     ),
     errors.BlobUnverifiable: (
         "With --verify-reads a layer is fetched into --cache-dir before it is read: make room on that disk, or make "

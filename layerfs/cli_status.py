@@ -33,6 +33,7 @@ from layerfs.watching import (
     look_at,
     read_failures,
     report_on,
+    report_on_all,
 )
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ _FORMAT = click.option(
 
 
 def _reports(mountpoint: str | None) -> list[Report]:
-    mounts = find_mounts() if mountpoint is None else [find_mount(mountpoint)]
-    return [report_on(mount) for mount in mounts]
+    return report_on_all(find_mounts() if mountpoint is None else [find_mount(mountpoint)])
 
 
 def _exit_code(reports: Sequence[Report]) -> ExitCode:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -132,6 +132,37 @@ def report_on(mount: Mount, *, seconds: float = ANSWER_SECONDS) -> Report:
     if not isinstance(status, dict):
         return Report(mount, State.CLOSED, {}, "status.json is no object")
     return Report(mount, State.SERVING, status)
+
+
+def report_on_all(mounts: Sequence[Mount]) -> list[Report]:
+    """`report_on` each of them, at the same time: several that hang take no longer than one."""
+    if len(mounts) < 2:
+        return [report_on(mount) for mount in mounts]
+    asked = [(mount, *_begin_report(mount)) for mount in mounts]
+    return [_end_report(mount, pid, reading) for mount, pid, reading in asked]
+
+
+def _begin_report(mount: Mount) -> tuple[int, int]:
+    """A child process that reports on a mount, and where its report is to be read."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        return pid, reading
+    try:
+        os.close(reading)
+        report = report_on(mount)
+        with os.fdopen(writing, "w") as pipe:
+            json.dump({"state": report.state.value, "status": report.status, "reason": report.reason}, pipe)
+    finally:
+        os._exit(0)
+
+
+def _end_report(mount: Mount, pid: int, reading: int) -> Report:
+    with os.fdopen(reading) as pipe:
+        said = json.load(pipe)
+    os.waitpid(pid, 0)
+    return Report(mount, State(said["state"]), said["status"], said["reason"])
 
 
 def _state(error: Unanswered) -> State:

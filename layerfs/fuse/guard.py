@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from layerfs.errors import (
+    BlobDamaged,
     DeadlineExceeded,
     LayerfsError,
     LayerInvalidDigest,
@@ -40,7 +41,7 @@ _NO_DEADLINE: Final = frozenset({"access", "fsyncdir", "read", "readdir", "relea
 _ANSWERS: Final = (UnknownAttribute, UnsupportedAttribute)
 
 #: Content that is not what its name says.
-_WRONG_CONTENT: Final = (LayerInvalidDigest, ManifestInvalidDigest)
+_WRONG_CONTENT: Final = (BlobDamaged, LayerInvalidDigest, ManifestInvalidDigest)
 
 #: What an operator should look at; the rest is a client's mistake.
 _SERIOUS: Final = frozenset({errno.EIO, errno.ENOSPC, errno.EACCES, errno.ETIMEDOUT, errno.EMFILE, errno.EDQUOT})

@@ -82,6 +82,9 @@ class ContentCache:
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._cached = CachedReads()
         self._pause_until = float("-inf")
+        #: How often `find` found something, and how often it did not.
+        self.hits = 0
+        self.misses = 0
         try:
             with _opened_root(directory) as root:
                 self._blobs = Descriptor(_subdirectory(root, "blobs"))
@@ -92,6 +95,14 @@ class ContentCache:
 
     async def find(self, digest: Digest, size: int) -> FileReader | None:
         """The content of a blob of `size` bytes, if it is here; it counts as used now."""
+        found = await self._find(digest, size)
+        if found is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return found
+
+    async def _find(self, digest: Digest, size: int) -> FileReader | None:
         try:
             found = await self.in_thread(self._open, digest)
         except (ContentDamaged, OSError) as error:

@@ -18,8 +18,8 @@ from layerfs.oci import IndexEntry
 from layerfs.registry import LayerService, Registry, UploadInfo
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.tags import TagService
-from layerfs.view.measurements import CacheFigures
 from layerfs.view.contents import Contents
+from layerfs.view.measurements import CacheFigures
 from layerfs.view.nodes import DirectoryEntry, Node
 from layerfs.view.readahead import PartPool
 from layerfs.view.stats import MountStats
@@ -139,10 +139,12 @@ class MountState:
         )
         hits, misses = sum(each.hits for each in listings), sum(each.misses for each in listings)
         blobs = self.registry.blobs
-        return {
+        figures = {
             "descriptors": CacheFigures(blobs.cache_hits, blobs.cache_misses),
             "listings": CacheFigures(hits, misses),
         }
+        content = self.registry.content
+        return figures if content is None else figures | {"content": CacheFigures(content.hits, content.misses)}
 
     def change_options(self, options: TreeOptions) -> None:
         """What can be others while the mount is used: `allow_delete`, `metadata_ttl` and `max_uploads`."""
