@@ -18,6 +18,7 @@ from layerfs.driver.gcs import GcsDriver
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
+from layerfs.driver.metered import MeteredDriver
 from layerfs.driver.s3 import S3Driver
 
 
@@ -36,6 +37,7 @@ fsspec.register_implementation("unheardof", UnheardOf)
 
 DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
     "memory": lambda disk, ram: MemoryDriver(),
+    "metered-on-tmpfs": lambda disk, ram: MeteredDriver(LocalDriver(str(ram))),
     "local-on-disk": lambda disk, ram: LocalDriver(str(disk)),
     "local-on-tmpfs": lambda disk, ram: LocalDriver(str(ram)),
     "fsspec-memory": lambda disk, ram: FsspecDriver(f"memory://{uuid.uuid4()}/storage"),
@@ -46,7 +48,7 @@ DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
     "s3": lambda disk, ram: S3Driver(gateway().options(f"tests/{uuid.uuid4()}")),
 }
 APPENDING = [name for name in DRIVERS if name != "fsspec-unheardof"]
-RANDOM_WRITING = ["memory", "local-on-disk", "local-on-tmpfs"]
+RANDOM_WRITING = ["memory", "metered-on-tmpfs", "local-on-disk", "local-on-tmpfs"]
 ONLY_APPENDING = [name for name in APPENDING if name not in RANDOM_WRITING]
 WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "azure", "gcs"]
 #: Here a file and a directory can have one name: keeping them apart would double the requests of every change.
