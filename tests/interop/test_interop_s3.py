@@ -21,14 +21,10 @@ NAME = "interop/s3"
 class Shared:
     """A prefix in a bucket, with a registry on it, and mounts of it by the command that a user types."""
 
-    def __init__(self, registry: DockerRegistry, prefix: str, mounts: Callable[..., Mount]) -> None:
+    def __init__(self, registry: DockerRegistry, prefix: str) -> None:
         self.registry = registry
         self.stored = Stored(gateway(), prefix)
-        self._source = f"s3://{BUCKET}/{prefix}?endpoint_url={gateway().endpoint}"
-        self._mounts = mounts
-
-    def mount(self, *options: str) -> Mounted:
-        return Mounted(self._mounts(self._source, "--create", *options))
+        self.source = f"s3://{BUCKET}/{prefix}?endpoint_url={gateway().endpoint}"
 
 
 class Mounted:
@@ -63,22 +59,36 @@ class Mounted:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DockerRegistry, str]]:
-    """A registry on a prefix of the bucket."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """A registry on a prefix of the bucket, and credentials for mounts where the SDK looks for them."""
     prefix = f"tests/{uuid.uuid4()}"
     directory = tmp_path_factory.mktemp("s3")
     config = directory / "config.yml"
     config.write_text(gateway().registry_config(prefix, signing_key=SIGNING_KEY))
-    with ConfiguredRegistry(config, directory) as registry:
-        yield registry, prefix
+    with pytest.MonkeyPatch.context() as patch, ConfiguredRegistry(config, directory) as registry:
+        for name, value in gateway().environment.items():
+            patch.setenv(name, value)
+        yield Shared(registry, prefix)
+
+
+@pytest.fixture(scope="module")
+def common_mount(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount for those who do not kill it."""
+    with Mount(shared.source, tmp_path_factory.mktemp("common") / "mnt", "--create") as mount:
+        yield mount
 
 
 @pytest.fixture
-def shared(served: tuple[DockerRegistry, str], mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch) -> Shared:
-    """The same, with credentials where the SDK looks for them."""
-    for name, value in gateway().environment.items():
-        monkeypatch.setenv(name, value)
-    return Shared(*served, mounts)
+def mounted(common_mount: Mount, watchdog: None) -> Iterator[Mounted]:
+    """The repository on it."""
+    yield Mounted(common_mount)
+    common_mount.check_log()
+
+
+@pytest.fixture
+def another(shared: Shared, mounts: Callable[..., Mount]) -> Callable[[], Mounted]:
+    """Gives mounts that may be killed."""
+    return lambda: Mounted(mounts(shared.source, "--create"))
 
 
 @pytest.fixture
@@ -91,14 +101,13 @@ def upload_id_of(url: str) -> str:
     return url.partition("?")[0].rpartition("/")[2]
 
 
-@pytest.mark.parametrize("size", [1, 1000, 6 * MEBIBYTE, 17 * MEBIBYTE])
+@pytest.mark.parametrize("size", [1000, 17 * MEBIBYTE])
 def test_a_layer_that_is_copied_in(
-    shared: Shared, registry: DockerRegistry, payload, tmp_path: Path, size: int
+    shared: Shared, mounted: Mounted, registry: DockerRegistry, payload, tmp_path: Path, size: int
 ) -> None:
     """By `cp` and `mv`; it can be read here, and the registry serves it."""
     data = payload(size)
     (tmp_path / "layer").write_bytes(data)
-    mounted = shared.mount()
     run("cp", tmp_path / "layer", mounted.upload("layer"))
     assert mounted.size("layer") == size
     mounted.finish("layer", data)
@@ -108,10 +117,9 @@ def test_a_layer_that_is_copied_in(
     assert not [path for path in shared.stored.paths() if "/_uploads/" in path]
 
 
-def test_a_layer_that_is_pushed(shared: Shared, registry: DockerRegistry, payload) -> None:
+def test_a_layer_that_is_pushed(mounted: Mounted, registry: DockerRegistry, payload) -> None:
     """It is on the mount, and can be read at any place."""
     data = payload(11 * MEBIBYTE)
-    mounted = shared.mount()
     digest = registry.push(NAME, data)
     wait_until(lambda: mounted.layer(digest).exists(), "the layer on the mount", seconds=5)
     with open(mounted.layer(digest), "rb") as layer:
@@ -124,12 +132,11 @@ def test_a_layer_that_is_pushed(shared: Shared, registry: DockerRegistry, payloa
 @pytest.mark.parametrize("finish", ["over HTTP", "by mv"])
 @pytest.mark.parametrize("cuts", [(1000, 2000, 3000), (6 * MEBIBYTE, 6 * MEBIBYTE + 1000, 13 * MEBIBYTE)])
 def test_back_and_forth(
-    shared: Shared, registry: DockerRegistry, payload, finish: str, cuts: tuple[int, int, int]
+    mounted: Mounted, registry: DockerRegistry, payload, finish: str, cuts: tuple[int, int, int]
 ) -> None:
     """Part by `cp`, part by PATCH, part by `>>`, part by PATCH again, and finished by either."""
     first, second, third = cuts
     data = payload(third + 1000)
-    mounted = shared.mount()
     append(mounted.upload("layer"), data[:first])
     registry.patch(mounted.signed_url(registry, "layer"), data[first:second])
     wait_until(lambda: mounted.size("layer") == second, "the new size", seconds=5)
@@ -145,14 +152,13 @@ def test_back_and_forth(
     assert digest_of_file(mounted.layer(digest_of(data))) == digest_of(data)
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, 11 * MEBIBYTE])
-def test_begun_by_the_registry(shared: Shared, registry: DockerRegistry, payload, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1000, 11 * MEBIBYTE])
+def test_begun_by_the_registry(mounted: Mounted, registry: DockerRegistry, payload, size: int) -> None:
     """It shows under its id, with its size, and goes on and ends here."""
     data = payload(size + 2000)
     url = registry.post(NAME)
     if size:
         url = registry.patch(url, data[:size])
-    mounted = shared.mount()
     name = upload_id_of(url)
     wait_until(lambda: name in os.listdir(mounted.path / "_uploads"), "the upload on the mount", seconds=5)
     assert mounted.size(name) == size
@@ -162,10 +168,12 @@ def test_begun_by_the_registry(shared: Shared, registry: DockerRegistry, payload
 
 
 @pytest.mark.parametrize("size", [1000, 11 * MEBIBYTE])
-def test_killed_here_and_gone_on_with_there(shared: Shared, registry: DockerRegistry, payload, size: int) -> None:
+def test_killed_here_and_gone_on_with_there(
+    another: Callable[[], Mounted], registry: DockerRegistry, payload, size: int
+) -> None:
     """What was synced is there for a registry, which finishes it."""
     data = payload(size + 6 * MEBIBYTE)
-    mounted = shared.mount()
+    mounted = another()
     descriptor = os.open(mounted.upload("layer"), os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, data[:size])
     os.fsync(descriptor)
@@ -178,10 +186,12 @@ def test_killed_here_and_gone_on_with_there(shared: Shared, registry: DockerRegi
     assert registry.serves(NAME, digest_of(data), data)
 
 
-def test_killed_here_and_gone_on_with_on_another_mount(shared: Shared, registry: DockerRegistry, payload) -> None:
+def test_killed_here_and_gone_on_with_on_another_mount(
+    another: Callable[[], Mounted], registry: DockerRegistry, payload
+) -> None:
     """From the size that the upload has; what was synced is in it."""
     data = payload(40 * MEBIBYTE)
-    mounted = shared.mount()
+    mounted = another()
     descriptor = os.open(mounted.upload("layer"), os.O_WRONLY | os.O_CREAT)
     for start in range(0, 30 * MEBIBYTE, MEBIBYTE):
         os.write(descriptor, data[start : start + MEBIBYTE])
@@ -190,7 +200,7 @@ def test_killed_here_and_gone_on_with_on_another_mount(shared: Shared, registry:
     mounted.mount.kill9()
     with pytest.raises(OSError):
         os.close(descriptor)
-    other = shared.mount()
+    other = another()
     size = other.size("layer")
     assert 21 * MEBIBYTE <= size <= 30 * MEBIBYTE
     append(other.upload("layer"), data[size:])
@@ -198,10 +208,9 @@ def test_killed_here_and_gone_on_with_on_another_mount(shared: Shared, registry:
     assert registry.serves(NAME, digest_of(data), data)
 
 
-def test_a_wrong_digest_over_http(shared: Shared, registry: DockerRegistry, payload) -> None:
+def test_a_wrong_digest_over_http(mounted: Mounted, registry: DockerRegistry, payload) -> None:
     """The registry has completed the multipart upload then; here it still is an upload, and goes on."""
     data = payload(6 * MEBIBYTE)
-    mounted = shared.mount()
     append(mounted.upload("layer"), data[:-1000])
     url = mounted.signed_url(registry, "layer")
     assert registry.put(url, digest_of(b"something else")).status == 400
@@ -211,10 +220,9 @@ def test_a_wrong_digest_over_http(shared: Shared, registry: DockerRegistry, payl
     assert registry.serves(NAME, digest_of(data), data)
 
 
-def test_a_wrong_digest_here(shared: Shared, registry: DockerRegistry, payload) -> None:
+def test_a_wrong_digest_here(mounted: Mounted, registry: DockerRegistry, payload) -> None:
     """EBADMSG; it can be read, written and finished as if nothing had been."""
     data = payload(6 * MEBIBYTE)
-    mounted = shared.mount()
     append(mounted.upload("layer"), data[:-1000])
     with mounted.mount.refuses("EBADMSG"):
         assert run("mv", mounted.upload("layer"), mounted.layer(digest_of(b"else")), check=False).returncode == 1
@@ -225,9 +233,8 @@ def test_a_wrong_digest_here(shared: Shared, registry: DockerRegistry, payload) 
     assert registry.serves(NAME, digest_of(data), data)
 
 
-def test_what_shells_do(shared: Shared, registry: DockerRegistry) -> None:
+def test_what_shells_do(shared: Shared, mounted: Mounted, registry: DockerRegistry) -> None:
     """`>`, `>>`, `cat`, `tail` and `rm`, on an upload that is never larger than a few bytes."""
-    mounted = shared.mount()
     upload = mounted.upload("notes")
     script = 'echo one > "$1"; echo two >> "$1"; cat "$1"; echo three >> "$1"; tail -n 1 "$1"; cat "$1"'
     assert shell(script, upload).stdout == "one\ntwo\nthree\none\ntwo\nthree\n"
@@ -238,12 +245,11 @@ def test_what_shells_do(shared: Shared, registry: DockerRegistry) -> None:
     assert not [path for path in shared.stored.paths() if "/_uploads/" in path]
 
 
-def test_an_image_through_the_tree(shared: Shared, registry: DockerRegistry, payload) -> None:
+def test_an_image_through_the_tree(mounted: Mounted, registry: DockerRegistry, payload) -> None:
     """A manifest, put and tagged on the mount, of layers that were pushed: the registry serves it by its tag."""
     config, layer = b"{}", payload(1000)
     for data in (config, layer):
         registry.push(NAME, data)
-    mounted = shared.mount()
     wait_until(lambda: mounted.layer(digest_of(layer)).exists(), "the layer on the mount", seconds=5)
     media_type = "application/vnd.oci.image.manifest.v1+json"
     manifest = (
