@@ -13,7 +13,6 @@ import asyncio
 import base64
 import contextlib
 import functools
-import io
 import json
 import os
 import random
@@ -68,6 +67,9 @@ _SLOWEST_LINE: Final = MEBIBYTE // 4
 
 #: Between tries, at most so long, each time another part of it. One object may be changed once in a second.
 _PAUSES: Final = (1.0, 2.0, 4.0)
+
+#: Bytes of a body that are given to the connection at a time.
+_PIECE: Final = MEBIBYTE // 4
 
 #: Objects that one request deletes.
 _DELETED_AT_ONCE: Final = 100
@@ -401,14 +403,18 @@ class GcsBucket(Objects):
         sent = {"Accept-Encoding": "identity", **(headers or {})}
         if body is not None:
             sent["Content-Type"] = content_type
+            sent["Content-Length"] = str(len(body))
         if self._tokens is not None:
             sent["Authorization"] = f"Bearer {await self._tokens.get()}"
         if self.options.user_project is not None:
             query = {**query, "userProject": self.options.user_project}
-        # As a file, so that it is sent piece by piece: in one piece it would hold the loop up.
-        content = None if body is None else io.BytesIO(body)
         async with self._open().request(
-            method, self._endpoint + url, params=query, data=content, headers=sent, allow_redirects=False
+            method,
+            self._endpoint + url,
+            params=query,
+            data=None if body is None else _pieces(body),
+            headers=sent,
+            allow_redirects=False,
         ) as answer:
             if answer.status >= 300:
                 raise ResponseError(answer.status, await answer.content.read(64 << 10))
@@ -477,6 +483,13 @@ class _Tokens:
             else:
                 self._credentials, _ = google.auth.default(scopes=_SCOPES)
         self._credentials.refresh(google.auth.transport.requests.Request())
+
+
+async def _pieces(body: bytes | None) -> AsyncIterator[memoryview]:
+    """A body in pieces: in one it would hold the loop up while it is sent."""
+    with memoryview(body or b"") as view:
+        for start in range(0, len(view), _PIECE):
+            yield view[start : start + _PIECE]
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
