@@ -268,29 +268,32 @@ class Container(Objects):
 
     async def _copy(self, source: str, destination: str, found: StoredObject) -> None:
         try:
-            await self._start_copy(source, destination, found, is_signed=False)
+            is_done = await self._start_copy(source, destination, found, is_signed=False)
         except _SourceUnreadable:
             # Being logged in is not enough for the store to read what it copies, everywhere.
             if not self._is_logged_in:
                 raise
-            await self._start_copy(source, destination, found, is_signed=True)
+            is_done = await self._start_copy(source, destination, found, is_signed=True)
         except _CopyPending:
             await self._wait_for_copy(destination)
-            await self._start_copy(source, destination, found, is_signed=False)
-        if await self._wait_for_copy(destination) != found.size:
+            is_done = await self._start_copy(source, destination, found, is_signed=False)
+        if not is_done and await self._wait_for_copy(destination) != found.size:
             raise ContentChanged(destination, "somebody else has replaced it meanwhile")
 
-    async def _start_copy(self, source: str, destination: str, found: StoredObject, *, is_signed: bool) -> None:
-        async def start(client: ContainerClient) -> object:
+    async def _start_copy(self, source: str, destination: str, found: StoredObject, *, is_signed: bool) -> bool:
+        """Whether it was done at once."""
+
+        async def start(client: ContainerClient) -> bool:
             url = client.get_blob_client(self.key(source)).url
             if is_signed:
                 url = f"{url}?{await self._sign(source)}"
             blob = client.get_blob_client(self.key(destination))
-            return await blob.start_copy_from_url(
+            answer = await blob.start_copy_from_url(
                 url, source_etag=f'"{found.etag}"', source_match_condition=MatchConditions.IfNotModified
             )
+            return answer.get("copy_status") == "success"
 
-        await self._ask(self._writes, destination, start)
+        return await self._ask(self._writes, destination, start)
 
     async def _wait_for_copy(self, destination: str) -> int:
         """The size of the copy, when it is done. Raises if it failed."""

@@ -130,7 +130,7 @@ class AzureRelay(Relay):
     def serve(self, call: Call) -> Answer:
         status, headers, content = super().serve(call)
         for end, times in self.pending.items():
-            if call.operation == "stat" and "x-ms-copy-status" in headers and call.key.endswith(end) and times:
+            if "x-ms-copy-status" in headers and call.key.endswith(end) and times:
                 self.pending[end] -= 1
                 headers["x-ms-copy-status"] = self.copy_status
         return status, headers, content

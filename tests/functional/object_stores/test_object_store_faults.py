@@ -233,7 +233,7 @@ async def test_a_copy_that_failed(azure) -> None:
     """Nothing counts as published."""
     driver = azure.driver()
     await driver.put_content("/upload", b"content")
-    azure.relay.pending["/blob"] = 1
+    azure.relay.pending["/blob"] = 2
     azure.relay.copy_status = "failed"
     async with await driver.seal("/upload") as sealed:
         with pytest.raises(BackendFailure, match="has not copied it: failed"):
