@@ -1,6 +1,6 @@
 # Short names for what is in scripts/; a machine without make has the scripts.
 
-.PHONY: setup demo test check bench soak clean
+.PHONY: setup demo test check bench soak man package clean
 
 setup:
 	scripts/setup --test
@@ -24,6 +24,16 @@ bench:
 soak:
 	scripts/setup --test
 	.venv/bin/python -m pytest -m soak
+
+# Manual pages, from the help of the commands: build/man/man1 and so on.
+man:
+	scripts/setup
+	.venv/bin/layerfs manual build/man
+
+# A wheel and a source distribution in dist/.
+package:
+	scripts/setup
+	.venv/bin/python -m build
 
 clean:
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -301,3 +301,5 @@ for _command in (
     layerfs.add_command(_command)
 
 cli_settings.make_settable(layerfs)
+cli_system.complete_values(layerfs)
+cli_system.teach(layerfs)

@@ -1,15 +1,17 @@
-"""The commands about this machine and this installation: `config`, `doctor`, `install-units`."""
+"""The commands about this machine and this installation: what is in force, ill, installed; help."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
-from layerfs import cli_settings, exits, install, logs
+from layerfs import cli_settings, examples, exits, install, logs
 from layerfs.command import Output, find_source, say
-from layerfs.config import MountConfig
+from layerfs.config import LOG_FORMATS, LOG_LEVELS, MountConfig
 from layerfs.exits import ExitCode
 
 _FORMAT = click.option(
@@ -135,23 +137,25 @@ def doctor_command(source: str | None, registry_config: str | None, output_forma
     "--mount", metavar="SOURCE MOUNTPOINT", nargs=2, help="Write a mount and an automount unit for these, too."
 )
 @click.option("-o", "options", metavar="OPTION,…", default="_netdev", help="With --mount: its options, as in fstab.")
+@click.option("--command", "program", metavar="FILE", help="Where layerfs will be [default: where it is now].")
 @click.option("--force", is_flag=True, help="Write over files that were changed.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done.")
 def install_units_command(
-    prefix: str, unit_directory: str, mount: tuple[str, str] | None, options: str, force: bool, dry_run: bool
+    prefix: str,
+    unit_directory: str,
+    mount: tuple[str, str] | None,
+    options: str,
+    program: str | None,
+    force: bool,
+    dry_run: bool,
 ) -> int:
     """Installs the units of systemd, and /sbin/mount.layerfs for mount(8) and fstab.
 
     The units call layerfs where it is installed now, so it may be in a virtual environment.
-
-    \b
-      layerfs install-units
-      layerfs install-units --mount s3://bucket/prefix /mnt/registry -o _netdev,allow_other
-      layerfs install-units --prefix debian/layerfs --unit-directory /usr/lib/systemd/system
     """
     output = Output()
     try:
-        files = list(install.files(prefix, unit_directory=unit_directory))
+        files = list(install.files(prefix, unit_directory=unit_directory, program=program))
         if mount is not None:
             source, mountpoint = mount
             files += install.mount_files(prefix, source, mountpoint, options, unit_directory=unit_directory)
@@ -170,4 +174,89 @@ def install_units_command(
     return ExitCode.OK
 
 
-COMMANDS: Final = (config_command, doctor_command, install_units_command)
+# --- manual, completion ------------------------------------------------------------------------------------------
+
+
+@click.command("manual", epilog=exits.DESCRIPTION)
+@click.argument("directory", metavar="DIRECTORY")
+def manual_command(directory: str) -> int:
+    """Writes the manual pages of all commands below DIRECTORY, where man(1) looks: in man1, man5 and man8.
+
+    They say what --help says.
+    """
+    from layerfs import manual
+
+    group = click.get_current_context().find_root().command
+    assert isinstance(group, click.Group)  # noqa: S101 - it is how this command is found
+    try:
+        written = manual.write(group, directory)
+    except OSError as error:
+        say(f"cannot write the manual pages below {directory!r}: {error.strerror}")
+        return ExitCode.USAGE
+    output = Output()
+    for path in written:
+        output.line(f"wrote {path}")
+    output.flush()
+    return ExitCode.OK
+
+
+@click.command("completion", epilog=exits.DESCRIPTION)
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
+def completion_command(shell: str) -> int:
+    """Prints a script for SHELL (bash, zsh or fish) that completes commands, options, their values, and files."""
+    from click.shell_completion import get_completion_class
+
+    root = click.get_current_context().find_root()
+    found = get_completion_class(shell)
+    assert found is not None  # noqa: S101 - click has these three
+    click.echo(found(root.command, {}, "layerfs", "_LAYERFS_COMPLETE").source())
+    return ExitCode.OK
+
+
+def complete_values(group: click.Group) -> None:
+    """Lets shells complete names of files and directories where a parameter takes one. Nothing is looked at here."""
+    for command in group.commands.values():
+        for parameter in command.params:
+            metavar = parameter.metavar or ""
+            kind = _FILES.get(metavar)
+            if kind is not None and not isinstance(parameter.type, click.Choice):
+                # Not click.Path, which would look at the path: a mountpoint may hang.
+                vars(parameter)["shell_complete"] = _files(kind)
+            elif metavar in _WORDS:
+                vars(parameter)["shell_complete"] = _words(_WORDS[metavar])
+
+
+_FILES: Final[Mapping[str, str]] = {
+    "SOURCE": "dir",
+    "[SOURCE]": "dir",
+    "MOUNTPOINT": "dir",
+    "[MOUNTPOINT]": "dir",
+    "DIR": "dir",
+    "DIRECTORY": "dir",
+    "FILE": "file",
+    "PATH": "file",
+}
+_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "LEVEL": LOG_LEVELS,
+    "FORMAT": LOG_FORMATS,
+    "CACHE": ("none", "memory", "redis://"),
+}
+
+
+def _files(kind: str) -> Callable[[click.Context, str], list[CompletionItem]]:
+    return lambda _context, incomplete: [CompletionItem(incomplete, type=kind)]
+
+
+def _words(words: Sequence[str]) -> Callable[[click.Context, str], list[CompletionItem]]:
+    return lambda _context, incomplete: [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+
+def teach(group: click.Group) -> None:
+    """Gives all commands their summaries and examples."""
+    for name, command in group.commands.items():
+        command.short_help = examples.SUMMARIES.get(name)
+        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        command.epilog = f"{examples.text(name)}\n{command.epilog or ''}"
+
+
+COMMANDS: Final = (completion_command, config_command, doctor_command, install_units_command, manual_command)

@@ -64,13 +64,14 @@ def executable(name: str = "layerfs") -> str:
     return os.path.abspath(found)
 
 
-def files(prefix: str, *, unit_directory: str = UNIT_DIRECTORY) -> Iterator[File]:
-    """Everything that serves all mounts: units, and the helper."""
-    program = executable()
+def files(prefix: str, *, unit_directory: str = UNIT_DIRECTORY, program: str | None = None) -> Iterator[File]:
+    """Everything that serves all mounts: units, and the helper; for `program`, or this installation's."""
+    helper = str(Path(program).with_name("mount.layerfs")) if program is not None else executable("mount.layerfs")
+    program = program or executable()
     for name, text in sorted(_units().items()):
         if name not in _EXAMPLES:
             yield File(Path(prefix, unit_directory.lstrip("/"), name), content=_with_program(text, program))
-    yield File(_sbin(prefix) / "mount.layerfs", target=executable("mount.layerfs"))
+    yield File(_sbin(prefix) / "mount.layerfs", target=helper)
 
 
 def mount_files(
