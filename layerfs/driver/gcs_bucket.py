@@ -14,6 +14,7 @@ import base64
 import contextlib
 import functools
 import json
+import logging
 import os
 import random
 import ssl
@@ -86,6 +87,9 @@ _CONTENT_TYPE: Final = "application/octet-stream"
 _FIELDS: Final = "name,size,generation,crc32c,updated,contentType,metadata"
 
 _Result = TypeVar("_Result")
+
+# It warns of credentials that say no project; a bucket does not care.
+logging.getLogger("google.auth._default").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)

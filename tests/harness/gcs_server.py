@@ -130,12 +130,14 @@ class GcsServer:
 class GcsRelay(Relay):
     """Knows the generation of every object, and what may be asked for only of one."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, *, certificate: tuple[Path, Path] | None = None) -> None:
+        #: The token that every request must have; none is asked for while it is empty.
+        self.token = ""
         self._generations: dict[str, int] = {}
         self._numbers = itertools.count(1_000_000)
         #: The operation of whose requests a bit of the body is changed on the way.
         self.flip = ""
-        super().__init__(upstream_port)
+        super().__init__(upstream_port, certificate=certificate)
 
     def describe(self, call: Call) -> None:
         path = urlsplit(call.target).path
@@ -156,6 +158,8 @@ class GcsRelay(Relay):
         return _error(fault.status, fault.code or "backendError")
 
     def serve(self, call: Call) -> Answer:
+        if self.token and call.headers.get("authorization") != f"Bearer {self.token}":
+            return _error(401, "authError")
         with self.lock:
             if self._is_refused(call):
                 return _error(412, "conditionNotMet")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import http.client
 import http.server
 import socket
+import ssl
 import struct
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 HOP_BY_HOP: Final = {"connection", "transfer-encoding", "content-length", "keep-alive"}
@@ -62,15 +64,22 @@ class Fault:
 
 
 class Relay:
-    """Listens on a free port of 127.0.0.1, from when it is made until `stop`."""
+    """Listens on a free port of 127.0.0.1, from when it is made until `stop`; by TLS if it has a certificate."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, *, certificate: tuple[Path, Path] | None = None) -> None:
         self.upstream_port = upstream_port
         self.seen: list[Seen] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.relay = self
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            # The handshake is made by the thread of the connection.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
