@@ -35,7 +35,16 @@ from layerfs.driver.interface import (
 from layerfs.driver.local_reader import CachedReads, LocalReader
 from layerfs.driver.local_sealed import seal
 from layerfs.driver.local_writer import LocalWriter
-from layerfs.driver.openat import Descriptor, Root, Scratch, create_file, read_exactly, refuse_irregular, write_all
+from layerfs.driver.openat import (
+    Descriptor,
+    Root,
+    Scratch,
+    create_file,
+    put_new_file,
+    read_exactly,
+    refuse_irregular,
+    write_all,
+)
 from layerfs.driver.threads import in_thread
 from layerfs.errors import (
     BackendFailure,
@@ -250,6 +259,9 @@ def _list(root: Root, path: str) -> Entries:
 
 def _put_content(root: Root, path: str, content: bytes) -> None:
     with translated(path):
+        with root.parent(path, create=True) as (directory, name):
+            if not _exists(directory, name) and put_new_file(directory, name, content):
+                return
         scratch = Scratch(root, path)
         try:
             with scratch.descriptor as number:
@@ -258,6 +270,14 @@ def _put_content(root: Root, path: str, content: bytes) -> None:
             scratch.move_to(path)
         finally:
             scratch.discard()
+
+
+def _exists(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open(root: Root, path: str) -> tuple[Descriptor, int]:

@@ -284,7 +284,41 @@ def _mkdir(directory: int, name: str) -> None:
 def create_file(directory: int, name: str) -> int:
     """A descriptor, for reading and writing, of the new file `name`. Raises `FileExistsError`."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    number = os.open(name, flags, 0o666, dir_fd=directory)
+    return _given_away(os.open(name, flags, 0o666, dir_fd=directory), directory)
+
+
+def put_new_file(directory: int, name: str, content: bytes) -> bool:
+    """Makes `content` the new file `name`, atomically and durably: it has no other name before, whoever dies when.
+
+    Returns False, and has changed nothing, if there is something of that name, or where files cannot be made so: that
+    needs a file system that has files without names (not NFS, nor an older overlay), and `/proc`.
+    """
+    try:
+        number = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno in _NO_NAMELESS_FILES:
+            return False
+        raise
+    with Descriptor(_given_away(number, directory)) as number:
+        write_all(number, [memoryview(content)] if content else [], 0)
+        os.fsync(number)
+        try:
+            os.link(f"/proc/self/fd/{number}", name, dst_dir_fd=directory, follow_symlinks=True)
+        except OSError as error:
+            if isinstance(error, FileExistsError) or error.errno in _NO_LINKS:
+                return False
+            raise
+    os.fsync(directory)
+    return True
+
+
+#: What file systems without such files answer, and what is answered where they cannot be given a name.
+_NO_NAMELESS_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+_NO_LINKS: Final = (errno.ENOENT, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK)
+
+
+def _given_away(number: int, directory: int) -> int:
+    """`number`, the descriptor of a new file, when it has its owner."""
     owner = _owner_to_give(directory)
     if owner:
         with suppress(PermissionError):

@@ -463,7 +463,7 @@ class Trace:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
         self.calls: list[str] = []
         self._root = str(root)
-        fsync, rename, mkdir = os.fsync, os.rename, os.mkdir
+        fsync, rename, mkdir, link = os.fsync, os.rename, os.mkdir, os.link
 
         def traced_fsync(number: int) -> None:
             self.calls.append(f"fsync {self._name(number)}")
@@ -477,13 +477,23 @@ class Trace:
             self.calls.append(f"mkdir {self._name(dir_fd, name)}")
             mkdir(name, dir_fd=dir_fd)
 
+        def traced_link(source: str, destination: str, *, dst_dir_fd: int, follow_symlinks: bool) -> None:
+            self.calls.append(f"link {self._shown(os.readlink(source))} {self._name(dst_dir_fd, destination)}")
+            link(source, destination, dst_dir_fd=dst_dir_fd, follow_symlinks=follow_symlinks)
+
         monkeypatch.setattr(os, "fsync", traced_fsync)
         monkeypatch.setattr(os, "rename", traced_rename)
         monkeypatch.setattr(os, "mkdir", traced_mkdir)
+        monkeypatch.setattr(os, "link", traced_link)
 
     def _name(self, directory: int, name: str = "") -> str:
-        path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), name).removeprefix(self._root).rstrip("/") or "/"
-        return "TEMPORARY" if path.endswith(".tmp") else path
+        return self._shown(os.path.join(os.readlink(f"/proc/self/fd/{directory}"), name))
+
+    def _shown(self, path: str) -> str:
+        path = path.rstrip("/")
+        if path.endswith(" (deleted)"):
+            return "NAMELESS"
+        return "TEMPORARY" if path.endswith(".tmp") else path.removeprefix(self._root) or "/"
 
 
 async def test_content_is_durable_before_it_is_seen(
@@ -497,10 +507,45 @@ async def test_content_is_durable_before_it_is_seen(
         "fsync /",
         "mkdir /a/b",
         "fsync /a",
-        "fsync TEMPORARY",
-        "rename TEMPORARY /a/b/c",
+        "fsync NAMELESS",
+        "link NAMELESS /a/b/c",
         "fsync /a/b",
     ]
+
+
+async def test_content_that_is_replaced(driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has another name first, because only a rename replaces: one that a crash can leave."""
+    await driver.put_content("/a/b", b"content")
+    trace = Trace(monkeypatch, root)
+    await driver.put_content("/a/b", b"another")
+    assert trace.calls == ["fsync TEMPORARY", "rename TEMPORARY /a/b", "fsync /a"]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL])
+async def test_content_where_files_have_names(
+    driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """On a file system that has no others it is renamed to its place as well."""
+    real = os.open
+
+    def refuse(path: str, flags: int, *arguments: int, **options: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    await driver.put_content("/a/b", b"content")
+    assert (root / "a" / "b").read_bytes() == b"content"
+    assert os.listdir(root / "a") == ["b"]
+
+
+async def test_content_that_many_put_at_once(driver: LocalDriver, root: Path) -> None:
+    """One of them is there, whole, and nothing else."""
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(driver.put_content, "/a/b", bytes([number]) * 1000)
+    assert len(set((root / "a" / "b").read_bytes())) == 1
+    assert os.listdir(root / "a") == ["b"]
 
 
 async def test_a_move_is_durable(driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
