@@ -22,7 +22,7 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -169,6 +169,12 @@ def _is_foretold(etag: str) -> bool:
     return "+" not in etag
 
 
+def _result_of(task: asyncio.Task[Part], path: str) -> Part:
+    if task.cancelled():
+        raise ContentChanged(path, "a part was not stored")
+    return task.result()
+
+
 class _Gathered:
     """Bytes that come in pieces, which are copied only once: into one, when that is wanted."""
 
@@ -206,7 +212,11 @@ class S3Upload:
         self._tail = _Gathered()
         self._tail_part: Part | None = None
         self._storing: dict[int, asyncio.Task[Part]] = {}
-        self._storing_sizes: dict[int, int] = {}
+        self._storing_contents: dict[int, bytes] = {}
+        # The short part whose place the first of them takes.
+        self._replaced: Part | None = None
+        # Whether every part is one that was stored here, or was listed when this began.
+        self._is_known = True
         self._failure: DriverError | None = None
         self.modified_at = state.modified_at
 
@@ -215,7 +225,7 @@ class S3Upload:
         """All bytes that were taken, stored or not."""
         if self._is_object and self._object is not None:
             return self._object.size
-        return total(self._parts) + sum(self._storing_sizes.values()) + len(self._tail)
+        return total(self._parts) + self._storing_size + len(self._tail)
 
     @property
     def upload_id(self) -> str | None:
@@ -223,8 +233,12 @@ class S3Upload:
 
     @property
     def version(self) -> S3Version:
-        """Of what is stored."""
-        return self._state.version
+        """Of what is stored; one that nothing has if parts were made by somebody else since this began."""
+        return self._state.version if self._is_known else S3Version("unknown", self.size)
+
+    @property
+    def _storing_size(self) -> int:
+        return sum(map(len, self._storing_contents.values()))
 
     @property
     def _stored(self) -> list[Part]:
@@ -284,6 +298,8 @@ class S3Upload:
             task.cancel()
         if self._storing:
             await asyncio.wait(self._storing.values())
+        self._storing.clear()
+        self._storing_contents.clear()
         self._tail = _Gathered()
 
     # --- taking bytes; the lock is held ------------------------------------------------------------------------------
@@ -294,13 +310,19 @@ class S3Upload:
 
     async def _take(self, view: memoryview) -> None:
         while view:
-            size = self._next_size
-            taken = view[: size - len(self._tail)]
+            taken = view[: max(0, self._next_size - len(self._tail))]
             self._tail.add(taken)
             view = view[len(taken) :]
-            if len(self._tail) >= size:
+            if self._is_full:
                 await self._wait_for_room(len(self._tail))
+            # Look again: it may all be in other parts by now.
+            if self._is_full:
+                await self._bucket.part_memory.take(len(self._tail))
                 self._begin_storing()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._tail) >= self._next_size
 
     @property
     def _next_number(self) -> int:
@@ -317,45 +339,42 @@ class S3Upload:
     async def _wait_for_room(self, size: int) -> None:
         options = self._bucket.options
         most = options.part_size * options.parts_in_flight
-        while self._storing and sum(self._storing_sizes.values()) + size > most:
+        while self._storing and self._storing_size + size > most:
             await asyncio.wait(self._storing.values(), return_when=asyncio.FIRST_COMPLETED)
-            self._collect()
-        await self._bucket.part_memory.take(size)
+            await self._settle()
 
     def _begin_storing(self) -> None:
         assert self._upload_id is not None  # noqa: S101
         number, content = self._next_number, self._tail.joined()
         size = len(content)
+        self._replaced = self._tail_part or self._replaced
         self._tail, self._tail_part = _Gathered(), None
-        self._storing_sizes[number] = size
+        self._storing_contents[number] = content
         storing = self._bucket.upload_part(self.path, self._upload_id, number, content)
         self._storing[number] = task = asyncio.ensure_future(storing)
         # Not in the coroutine: it is never entered if it is cancelled at once.
         task.add_done_callback(lambda _: self._bucket.part_memory.give_back(size))
 
-    def _collect(self) -> None:
-        """Takes the parts that are stored into account, in order. Raises what made one fail."""
-        for number in sorted(self._storing):
-            task = self._storing[number]
-            if not task.done():
-                return
-            if task.cancelled() or task.exception() is not None:
-                raise self._fail(None if task.cancelled() else task.exception())
-            del self._storing[number], self._storing_sizes[number]
-            self._parts.append(task.result())
-
-    def _fail(self, error: BaseException | None) -> BaseException:
-        """What is raised from now on; what was lost with it is unknown."""
-        failure = error or ContentChanged(self.path, "a part was not stored")
-        if isinstance(failure, DriverError):
-            self._failure = failure
-        return failure
+    async def _settle(self) -> None:
+        """Takes the parts that are stored into account, in order. Raises what made one fail, for good."""
+        try:
+            for number in sorted(self._storing):
+                if not self._storing[number].done():
+                    return
+                self._parts.append(_result_of(self._storing[number], self.path))
+                del self._storing[number], self._storing_contents[number]
+                self._replaced = None
+        except UploadGone as error:
+            await self._carry_on(error)
+        except DriverError as error:
+            self._failure = error
+            raise
 
     async def _flush(self) -> None:
         self._check()
         while self._storing:
             await asyncio.wait(self._storing.values())
-            self._collect()
+            await self._settle()
         if not self._tail or (self._tail_part is not None and self._tail_part.size == len(self._tail)):
             return
         assert self._upload_id is not None  # noqa: S101
@@ -364,8 +383,12 @@ class S3Upload:
             self._tail_part = await self._bucket.upload_part(
                 self.path, self._upload_id, self._next_number, self._tail.joined()
             )
+        except UploadGone as error:
+            await self._carry_on(error)
+            await self._flush()
         except DriverError as error:
-            raise self._fail(error) from error
+            self._failure = error
+            raise
 
     async def _check_unchanged(self, upload_id: str) -> None:
         """Raises `ContentChanged` if somebody else has stored parts at the end, which ours would replace."""
@@ -374,6 +397,54 @@ class S3Upload:
         listed = await self._bucket.list_parts(self.path, upload_id, after=after)
         if [(part.number, part.etag) for part in listed] != [(part.number, part.etag) for part in expected]:
             raise ContentChanged(self.path, "somebody else is writing it too")
+
+    # --- going on after somebody else; the lock is held ---------------------------------------------------------------
+
+    async def _carry_on(self, gone: UploadGone) -> None:
+        """Goes on if all that was done to the upload is that a reader somewhere has repacked it. Else raises `gone`.
+
+        The object that the reader made tells by its ETag that it is of the parts that were stored here. Whether it was
+        copied rightly does not show, so the version is unknown from here on.
+        """
+        if self._storing:
+            await asyncio.wait(self._storing.values())
+        state = await find_upload(self._bucket, self.path, look_at_object=True)
+        pending = b"".join([*(self._storing_contents[number] for number in sorted(self._storing)), self._tail.joined()])
+        if state is None or state.stray or not self._is_repacked(state):
+            self._failure = gone
+            raise gone
+        included = state.size - total(self._parts)
+        self._upload_id, self._object, self._is_known = state.upload_id, state.found, False
+        self._storing.clear()
+        self._storing_contents.clear()
+        self._tail, self._tail_part, self._replaced = _Gathered(), None, None
+        if state.size < SMALLEST_PART:
+            self._tail_part = state.parts[0]
+        else:
+            self._parts = list(state.parts)
+            pending = pending[included:]
+        await self._take(memoryview(pending))
+
+    def _is_repacked(self, state: StoredUpload) -> bool:
+        """Whether an upload has what is stored of this one, and nothing else."""
+        if state.upload_id is None or state.found is None or total(state.parts) != state.found.size:
+            return False
+        may_go_on = len(state.parts) == 1 or state.parts[-1].size >= SMALLEST_PART
+        version = S3Version(state.found.etag, state.found.size)
+        return may_go_on and any(version == version_of(parts) for parts in self._possibly_stored())
+
+    def _possibly_stored(self) -> Iterator[list[Part]]:
+        """What somebody else may have found, some time since the last `flush`."""
+        parts = list(self._parts)
+        yield self._stored
+        if self._replaced is not None:
+            yield [*parts, self._replaced]
+        for number in sorted(self._storing):
+            task = self._storing[number]
+            if task.cancelled() or task.exception() is not None:
+                return
+            parts.append(task.result())
+            yield list(parts)
 
     # --- repacking; the lock is held ---------------------------------------------------------------------------------
 
@@ -394,7 +465,8 @@ class S3Upload:
             self._upload_id = await self._bucket.create_upload(self.path)
             await self._take_in(self._upload_id, self._object, counts)
         except DriverError as error:
-            raise self._fail(error) from error
+            self._failure = error
+            raise
 
     async def _make_nothing(self) -> StoredObject:
         """Drops an upload of which nothing counts: without parts it could not be completed."""

@@ -319,6 +319,51 @@ async def test_reading_what_another_process_is_writing(drivers: Drivers, stored,
     assert await drivers().get_content(DATA, limit=len(content)) == content
 
 
+@pytest.mark.parametrize(
+    ("flushed", "more", "in_flight"),
+    [(1000, 10, 4), (PART, 10, 4), (PART + 1000, 3 * PART, 4), (2 * PART + 7, 3 * PART, 1)],
+)
+async def test_a_writer_goes_on_after_a_reader_elsewhere(
+    drivers: Drivers, stored, payload: Payload, flushed: int, more: int, in_flight: int
+) -> None:
+    """The reader has repacked the upload, as it stood still. Its version is unknown then: it is read to be finished."""
+    content = payload(flushed + 2 * more)
+    writer = await drivers(part_size=PART, parts_in_flight=in_flight).writer(DATA, append=False)
+    await writer.write([content[:flushed]])
+    await writer.flush()
+    before = stored.uploads()
+    assert await drivers().get_content(DATA, limit=len(content)) == content[:flushed]
+    assert stored.uploads() != before
+    await writer.write([content[flushed : flushed + more]])
+    await writer.flush()
+    await writer.write([content[flushed + more :]])
+    await writer.flush()
+    assert writer.size == len(content)
+    async with await drivers().seal(DATA) as sealed:
+        assert sealed.version != writer.version()
+        assert sealed.size == len(content)
+        await sealed.publish(BLOB)
+    await writer.close()
+    assert stored.content(BLOB) == content
+
+
+async def test_a_writer_does_not_go_on_with_what_it_has_not_stored(drivers: Drivers, stored, payload: Payload) -> None:
+    """Another upload of the same size in its place is somebody else's."""
+    writer = await drivers().writer(DATA, append=False)
+    await writer.write([payload(1000)])
+    await writer.flush()
+    other = payload(1000)
+    for _, upload_id in stored.uploads():
+        stored.client.abort_multipart_upload(Bucket="registry", Key=stored.key(DATA), UploadId=upload_id)
+    stored.put(DATA, other)
+    stored.begin(DATA, (1, other))
+    await writer.write([b"more"])
+    with pytest.raises(ContentChanged):
+        await writer.flush()
+    await writer.close()
+    assert await drivers().get_content(DATA, limit=1000) == other
+
+
 # --- several writers -------------------------------------------------------------------------------------------------
 
 
