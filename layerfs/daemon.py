@@ -104,9 +104,10 @@ def notify(state: str) -> None:
         log.warning("the service manager at %r cannot be told %r: %s", os.environ["NOTIFY_SOCKET"], state, exc)
 
 
-#: glibc's number for that option of mallopt(3), and the bytes from which on a buffer is large.
+#: glibc's number for that option of mallopt(3), and the bytes from which on a buffer is large: a little more than what
+#: asyncio receives at a time, or each time that would cost fresh pages.
 _M_MMAP_THRESHOLD: Final = -3
-_LARGE_BUFFER: Final = 256 << 10
+_LARGE_BUFFER: Final = 384 << 10
 
 
 class _Phase(Enum):

@@ -12,7 +12,7 @@ import io
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -21,6 +21,7 @@ from aiobotocore.session import AioSession
 from botocore import exceptions
 
 from layerfs.driver.at_once import ByteBudget, gather
+from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_errors import UploadGone, error_code, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
@@ -59,6 +60,9 @@ _PATIENT_DEADLINE: Final = 900.0
 _PATIENT_OPERATIONS: Final = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
 #: Bytes in a second below which a line counts as broken.
 _SLOWEST_LINE: Final = MEBIBYTE // 4
+
+#: Bytes from which on a body is received in buffers that are used again; nearly all such bodies have just so many.
+_BUFFERED: Final = 8 * MEBIBYTE
 
 #: Keys that one request deletes.
 _DELETED_AT_ONCE: Final = 1000
@@ -106,6 +110,7 @@ class Bucket:
         self._deadline = options.read_timeout * _ATTEMPTS
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
+        self._buffers = BufferPool(_BUFFERED)
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
         self._writes = asyncio.Semaphore(WRITE_REQUESTS)
@@ -417,7 +422,7 @@ class Bucket:
         """The body of an answer; None if it did not come whole and may be asked for again."""
         try:
             async with asyncio.timeout(self._deadline + length / _SLOWEST_LINE), answer["Body"] as body:
-                content: bytes = await body.read()
+                content: bytes = await body.read() if length < _BUFFERED else await self._filled(body, length)
         except (*_BROKEN_BODY, TimeoutError) as error:
             if is_last_try:
                 raise ShortRead(path, f"{self.description} broke off in the middle") from error
@@ -427,6 +432,20 @@ class Bucket:
         if is_last_try:
             raise ShortRead(path, f"{self.description} sent {len(content)} of {length} bytes")
         return None
+
+    async def _filled(self, body: Any, length: int) -> bytes:
+        """The body, in a buffer that is used again; shorter or longer if that is what came."""
+        buffer = self._buffers.take(length)
+        place = 0
+        while True:
+            chunk, ends_piece = await body.raw_stream.content.readchunk()
+            if not chunk and not ends_piece:
+                break
+            if place + len(chunk) > length:
+                return bytes(buffer[:place] + chunk)
+            buffer[place : place + len(chunk)] = chunk
+            place += len(chunk)
+        return cast(bytes, buffer) if place == length else bytes(buffer[:place])
 
     async def _open(self) -> Any:
         if self._client is None:
@@ -458,17 +477,16 @@ class Bucket:
         options = self.options
         # Few stores but AWS have a host name for each bucket.
         style = {None: "auto" if _is_aws(endpoint) else "path", True: "path", False: "virtual"}[path_style]
-        is_insecure = endpoint.startswith("http://")
         config = AioConfig(
             connect_timeout=_CONNECT_TIMEOUT,
             read_timeout=options.read_timeout,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
             max_pool_connections=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS,
-            s3={"addressing_style": style, "use_accelerate_endpoint": options.accelerate},
+            s3={"addressing_style": style, "use_accelerate_endpoint": options.accelerate, **_payload_signing(endpoint)},
             use_dualstack_endpoint=options.dual_stack or None,
             use_fips_endpoint=options.fips or None,
-            # Without TLS the SDK signs what is sent, so that every store checks it; a second sum would be wasted.
-            request_checksum_calculation="when_required" if is_insecure else None,
+            # By TLS the SDK would send sums after the content, framed in a way that other stores take for content.
+            request_checksum_calculation=None if _is_aws(endpoint) else "when_required",
             # Only AWS sends one, and only of whole objects.
             response_checksum_validation="when_required",
         )
@@ -499,6 +517,11 @@ def _pieces(size: int, length: int) -> list[tuple[int, int]]:
 
 def _be_patient(context: dict[str, Any], **_: Any) -> None:
     context["read_timeout"] = _PATIENT_READ_TIMEOUT
+
+
+def _payload_signing(endpoint: str) -> dict[str, bool]:
+    """Without TLS all that is sent is signed, so that the store notices if it arrives as something else."""
+    return {} if _is_aws(endpoint) else {"payload_signing_enabled": endpoint.startswith("http://")}
 
 
 def _is_aws(endpoint: str) -> bool:

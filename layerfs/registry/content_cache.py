@@ -271,8 +271,8 @@ class NewContent:
         while await self._cache.in_thread(self._file.resume_some):
             pass
 
-    async def write(self, content: bytes) -> None:
-        """Adds bytes: whole blocks, except at the end. Raises `OSError`; then all that can be done is to leave."""
+    async def write(self, content: bytes | memoryview) -> None:
+        """Adds bytes. Raises `OSError`; then all that can be done is to leave."""
         await self._cache.in_thread(self._file.write, content)
 
     async def read(self, offset: int, length: int) -> bytes:

@@ -124,7 +124,7 @@ class GrowingFile:
         return True
 
     def write(self, content: bytes | memoryview) -> None:
-        """Adds bytes: whole blocks, except at the end."""
+        """Adds bytes."""
         view = memoryview(content)
         with self.descriptor as number:
             place = self.written
@@ -136,8 +136,15 @@ class GrowingFile:
     def _take(self, content: bytes | memoryview) -> None:
         view = memoryview(content)
         self._hash.update(view)
-        self._checksums.extend(zlib.crc32(view[place : place + BLOCK]) for place in range(0, len(view), BLOCK))
-        self.written += len(view)
+        while view:
+            begun = self.written % BLOCK
+            piece = view[: BLOCK - begun]
+            if begun:
+                self._checksums[-1] = zlib.crc32(piece, self._checksums[-1])
+            else:
+                self._checksums.append(zlib.crc32(piece))
+            self.written += len(piece)
+            view = view[len(piece) :]
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes that were written here, for whoever need not have them verified."""

@@ -24,14 +24,17 @@ from layerfs.view.readahead import MIB, PartPool, ReadAhead, Start
 
 log = logging.getLogger(__name__)
 
-#: Bytes that are fetched, hashed and stored at a time.
-_CHUNK: Final = MIB
+#: Bytes that are hashed and stored at a time.
+_CHUNK: Final = 4 * MIB
+
+#: Bytes that were stored and are kept in memory for those who follow.
+_KEPT_BEHIND: Final = 16 * MIB
 
 #: Up to here a blob is fetched when its first byte is read; a larger one when the next read comes in order.
 _SMALL_BLOB: Final = 8 * MIB
 
-#: Bytes behind what is here that a reader waits for rather than ask storage himself.
-_FOLLOWED: Final = 16 * MIB
+#: Bytes behind what is stored that a reader waits for rather than ask storage himself.
+_FOLLOWED: Final = 80 * MIB
 
 #: Bytes that are fetched to the end though nobody reads the blob any more. What is left of others can be gone on with.
 _FINISHED: Final = 64 * MIB
@@ -74,9 +77,16 @@ class Filling:
         """Whether the cache has the blob."""
         return self.done.is_set() and self.error is None
 
-    def has_begun_at(self, offset: int) -> bool:
-        """Whether the byte at `offset` is one of those that this process fetches, or will be soon."""
+    def is_near(self, offset: int) -> bool:
+        """Whether the byte at `offset` is one of those that this process has fetched, or will soon."""
+        if self.done.is_set():
+            return False
         return self._new is None or self._new.resumed_at <= offset <= self._new.written + _FOLLOWED
+
+    async def wait_for_more(self) -> None:
+        """Waits until more is here, or no more comes."""
+        if not self.done.is_set():
+            await self._progress.wait()
 
     async def wait_for(self, end: int) -> None:
         """Waits until the bytes before `end` are here, or no more come."""
@@ -120,9 +130,11 @@ class Filling:
         is_whole = keep = False
         ahead: ReadAhead | None = None
         try:
-            ahead = ReadAhead(await self._contents.open_blob(self.blob), self._contents.pool, key=self.blob.digest)
+            reader = await self._contents.open_blob(self.blob)
+            ahead = ReadAhead(reader, self._contents.pool, self.blob.digest, kept_behind=_KEPT_BEHIND)
             await new.resume()
             self._new = new
+            self._tell()
             keep = True
             while not is_whole:
                 await self._fetch(new, ahead)
@@ -157,8 +169,7 @@ class Filling:
 
     async def _fetch(self, new: NewContent, ahead: ReadAhead) -> None:
         while new.written < new.size:
-            chunk = await ahead.read(new.written, min(_CHUNK, new.size - new.written))
-            await new.write(chunk)
+            await new.write(await ahead.read_some(new.written, _CHUNK))
             self._tell()
 
     async def _finish(self, new: NewContent) -> bool:
@@ -301,11 +312,12 @@ class ContentHandle(Handle):
         if self._filling is None and self._in_order and (offset or self._blob.size <= _SMALL_BLOB):
             self._follow()
         filling = self._filling
-        if filling is not None and filling.has_begun_at(offset) and not filling.done.is_set():
-            await filling.wait_for(offset + length)
-            content = await filling.read(offset, length)
+        while filling is not None and filling.is_near(offset):
+            # What it has asked for is in memory before it is stored, and a while after that.
+            content = await self._ahead.read_shared(offset, length) or await filling.read(offset, length)
             if content is not None:
                 return content
+            await filling.wait_for_more()
         if filling is not None and filling.is_complete and await self._switch():
             return None
         return await self._ahead.read(offset, length)

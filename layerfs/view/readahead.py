@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Final, TypeAlias, cast
 
 import trio
@@ -53,7 +53,7 @@ _SKIPPED: Final = 2 * MIB
 _LATE: Final = MIB
 
 #: Bytes behind a reader that are kept for such.
-_KEPT_BEHIND: Final = MIB
+KEPT_BEHIND: Final = MIB
 
 #: Seconds without a read after which what a handle keeps is given to others who need it.
 _IDLE_AFTER: Final = 5.0
@@ -266,11 +266,13 @@ class PartPool:
 class ReadAhead:
     """Reads of one handle of the blob `key`. Handles with equal keys must read the same bytes.
 
-    The reader is closed by `close`, or when the last request that was made with it has ended.
+    `kept_behind` is bytes that are kept for those who come a little later. The reader is closed by `close`, or when the
+    last request that was made with it has ended.
     """
 
-    def __init__(self, reader: FileReader, pool: PartPool, key: Hashable) -> None:
+    def __init__(self, reader: FileReader, pool: PartPool, key: Hashable, *, kept_behind: int = KEPT_BEHIND) -> None:
         self._reader = reader
+        self._kept_behind = kept_behind
         self._pool = pool
         self._content = pool.join(key)
         self._size = reader.size
@@ -295,21 +297,37 @@ class ReadAhead:
 
     async def read(self, offset: int, length: int) -> bytes:
         """As `FileReader.read`."""
-        end = min(offset + length, self._size)
-        if end <= offset:
-            return b""
-        self.read_at = trio.current_time()
-        self._pool.touch(self)
-        self._notice(offset, end)
-        if self.is_in_order:
-            self._plan(offset)
+        end = self._begin(offset, length)
         pieces = []
         while offset < end:
             piece = await self._piece(offset, end)
             pieces.append(piece)
             offset += len(piece)
-        # A view of the part saves a copy of everything; whoever sends it to the kernel takes any buffer.
-        return cast(bytes, pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        return _joined(pieces)
+
+    async def read_some(self, offset: int, length: int) -> memoryview | bytes:
+        """`read`, but as few of the bytes as can be had without copying them: at least one, where there is one."""
+        if offset >= self._size:
+            return b""
+        self._begin(offset, 1)
+        piece = await self._piece(offset, min(offset + length, self._size))
+        self._expected = max(self._expected, offset + len(piece))
+        return piece
+
+    async def read_shared(self, offset: int, length: int) -> bytes | None:
+        """`read` of what was asked for already, by whomever; None if something of it was not, or has failed."""
+        end = min(offset + length, self._size)
+        pieces: list[memoryview] = []
+        while offset < end:
+            part = self._content.at(offset)
+            if part is None:
+                return None
+            await self._wait(part)
+            if not part.data:
+                return None
+            pieces.append(memoryview(part.data)[offset - part.start : end - part.start])
+            offset += len(pieces[-1])
+        return _joined(pieces)
 
     def close(self) -> None:
         """Forgets all parts that nobody else wants, those under way included. May be called again."""
@@ -342,6 +360,17 @@ class ReadAhead:
         self._next_length = FIRST_PART
         self._window = FIRST_WINDOW
 
+    def _begin(self, offset: int, length: int) -> int:
+        """Asks for what this read, and the next ones, will need. Returns where it ends."""
+        end = min(offset + length, self._size)
+        if offset < end:
+            self.read_at = trio.current_time()
+            self._pool.touch(self)
+            self._notice(offset, end)
+            if self.is_in_order:
+                self._plan(offset)
+        return end
+
     # --- what the reader does ------------------------------------------------------------------------------------
 
     def _notice(self, offset: int, end: int) -> None:
@@ -366,7 +395,7 @@ class ReadAhead:
 
     def _plan(self, offset: int) -> None:
         """Asks for what comes next, as far as there is room."""
-        while self._ahead and self._ahead[0].end + _KEPT_BEHIND <= self._expected:
+        while self._ahead and self._ahead[0].end + self._kept_behind <= self._expected:
             self._pool.release(self._ahead.popleft())
         self._planned = max(self._planned, offset)
         limit = self._pool.share()
@@ -393,14 +422,7 @@ class ReadAhead:
         part = self._content.at(offset)
         if part is None:
             return await self._ask(offset, end)
-        if not part.done.is_set():
-            self._pool.need(part)
-            self._window = min(2 * self._window, LARGEST_WINDOW)
-            part.users += 1
-            try:
-                await part.done.wait()
-            finally:
-                self._pool.release(part)
+        await self._wait(part)
         # What is dropped in the meantime can still be used.
         if part.data:
             return memoryview(part.data)[offset - part.start : end - part.start]
@@ -410,6 +432,18 @@ class ReadAhead:
         # Failed, or given up by whoever asked for it: this read asks for itself, and its error is its own.
         self._pool.drop(part)
         return await self._ask(offset, end)
+
+    async def _wait(self, part: _Part) -> None:
+        """Until a part has come or failed; whoever asked for it may lose interest meanwhile."""
+        if part.done.is_set():
+            return
+        self._pool.need(part)
+        self._window = min(2 * self._window, LARGEST_WINDOW)
+        part.users += 1
+        try:
+            await part.done.wait()
+        finally:
+            self._pool.release(part)
 
     async def _ask(self, offset: int, end: int) -> memoryview | bytes:
         """Asks storage for what no part has. Others who want it meanwhile wait for the answer."""
@@ -433,3 +467,8 @@ class ReadAhead:
             return memoryview(part.data)[: end - offset]
         # What was asked for besides may be what storage cannot give.
         return await self._reader.read(offset, end - offset)
+
+
+def _joined(pieces: Sequence[memoryview | bytes]) -> bytes:
+    # A view of a part saves a copy of everything; whoever sends it to the kernel takes any buffer.
+    return cast(bytes, pieces[0]) if len(pieces) == 1 else b"".join(pieces)
