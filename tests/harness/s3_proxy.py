@@ -8,12 +8,14 @@ from __future__ import annotations
 import http.client
 import http.server
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -88,7 +90,8 @@ def operation_of(method: str, target: str, headers: dict[str, str]) -> str:
 class S3Proxy:
     """Listens on a free port of 127.0.0.1, as a context manager."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, certificate: Path | None = None) -> None:
+        """With a `certificate` (and its key, in one file) it is spoken to by TLS."""
         self.upstream = urlsplit(upstream)
         #: Seconds that every request waits before it goes on.
         self.latency = 0.0
@@ -99,10 +102,19 @@ class S3Proxy:
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
+        self._scheme = "http"
+        if certificate is not None:
+            self._scheme = "https"
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # The handshake is made by the connection's own thread, when it reads.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def counts(self) -> Counter[str]:
