@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import atexit
 import functools
-import http.client
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -37,11 +38,16 @@ _INSTALLED: Final = Path(__file__).parents[2] / ".venv/azurite/node_modules/azur
 class Azurite:
     """The emulator's blob service, with one account and one container."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, certificate: tuple[Path, Path] | None = None) -> None:
+        """With a certificate it speaks TLS, and takes tokens of logins too, whoever has signed them."""
+        self._certificate = certificate
         self.directory = Path(tempfile.mkdtemp(prefix="layerfs-azurite-"))
         self.port = free_port()
         assert _INSTALLED.exists(), f"{_INSTALLED} is missing: run scripts/setup --test"
         environment = os.environ | {"PATH": f"{_INSTALLED.parents[6] / 'bin'}:{os.environ['PATH']}"}
+        if certificate is not None:
+            # It reads a source that is signed for as anybody does, from itself.
+            environment["NODE_EXTRA_CA_CERTS"] = str(certificate[0])
         with (self.directory / "out").open("wb") as out:
             self._process = subprocess.Popen(
                 [
@@ -50,6 +56,7 @@ class Azurite:
                     *("--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
                     *("--inMemoryPersistence", "--extentMemoryLimit", "2048"),
                     *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+                    *self._secured(),
                 ],
                 cwd=self.directory,
                 env=environment,
@@ -61,9 +68,16 @@ class Azurite:
         self._wait()
         self.client.create_container()
 
+    def _secured(self) -> list[str]:
+        if self._certificate is None:
+            return []
+        certificate, key = map(str, self._certificate)
+        return ["--oauth", "basic", "--cert", certificate, "--key", key]
+
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+        protocol = "http" if self._certificate is None else "https"
+        return f"{protocol}://127.0.0.1:{self.port}/{ACCOUNT}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -78,7 +92,9 @@ class Azurite:
     @functools.cached_property
     def client(self) -> ContainerClient:
         """A client of the SDK, to look at what is stored without any code of ours."""
-        return BlobServiceClient.from_connection_string(self.connection_string()).get_container_client(CONTAINER)
+        trusted = True if self._certificate is None else str(self._certificate[0])
+        service = BlobServiceClient.from_connection_string(self.connection_string(), connection_verify=trusted)
+        return service.get_container_client(CONTAINER)
 
     def options(self, prefix: str, **more: Any) -> AzureOptions:
         """The options of a driver for a prefix in the container."""
@@ -99,28 +115,28 @@ class Azurite:
             time.sleep(0.05)  # polling interval
 
     def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         try:
-            connection.request("GET", "/")
-            return connection.getresponse().status < 500
+            socket.create_connection(("127.0.0.1", self.port), timeout=5).close()
         except OSError:
             return False
-        finally:
-            connection.close()
+        return True
 
 
 class AzureRelay(Relay):
     """A proxy before Azurite. Requests are signed without the host, so they are good for both."""
 
-    def __init__(self, upstream_port: int) -> None:
+    def __init__(self, upstream_port: int, *, certificate: tuple[Path, Path] | None = None) -> None:
+        self._protocol = "http" if certificate is None else "https"
         #: By the end of a key, how many more times a copy to it is to look as if it were not done; and what it is then.
         self.pending: dict[str, int] = {}
         self.copy_status = "pending"
-        super().__init__(upstream_port)
+        super().__init__(upstream_port, certificate=certificate)
+        if certificate is not None:
+            self.upstream_tls = ssl.create_default_context(cafile=certificate[0])
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}/{ACCOUNT}"
+        return f"{self._protocol}://127.0.0.1:{self.port}/{ACCOUNT}"
 
     def heal(self) -> None:
         super().heal()

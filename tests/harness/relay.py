@@ -68,6 +68,8 @@ class Relay:
 
     def __init__(self, upstream_port: int, *, certificate: tuple[Path, Path] | None = None) -> None:
         self.upstream_port = upstream_port
+        #: How to trust the server, if it speaks TLS itself.
+        self.upstream_tls: ssl.SSLContext | None = None
         self.seen: list[Seen] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
@@ -145,7 +147,7 @@ class Relay:
 
     def forward(self, call: Call) -> Answer:
         # One connection for each: some emulators close them when they like.
-        connection = http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
+        connection = self._connect()
         try:
             connection.putrequest(call.method, call.target, skip_host=True, skip_accept_encoding=True)
             for name, value in call.headers.items():
@@ -162,6 +164,11 @@ class Relay:
             return answer.status, {n: v for n, v in headers.items() if n not in HOP_BY_HOP}, content
         finally:
             connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self.upstream_tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self.upstream_port, timeout=60)
+        return http.client.HTTPSConnection("127.0.0.1", self.upstream_port, timeout=60, context=self.upstream_tls)
 
 
 class _Server(http.server.ThreadingHTTPServer):
