@@ -14,7 +14,7 @@ import click
 
 from layerfs.command import Output, OutputFailed, SourceCommand, report_bug, run_on_registry, say, source_argument
 from layerfs.exits import ExitCode
-from layerfs.terminal import human_bytes, make_console, make_table, plain
+from layerfs.terminal import draw, human_bytes, make_console, make_table, plain
 
 if TYPE_CHECKING:
     from rich.tree import Tree
@@ -171,24 +171,26 @@ def _show_usage(use: StorageUse, chosen: Sequence[RepositoryUse], largest: int, 
         table.add_row(
             plain(each.name), *(plain(size(count)) for count in sizes), str(len(each.sizes)), str(len(each.tags))
         )
-    console.print(table)
+    draw(console, table)
     if largest and (ranked := use.largest(largest, chosen)):
-        console.print()
+        draw(console, plain(""))
         table = make_table("LARGEST", "SIZE", "IN", right=("SIZE",))
         for digest, count, names in ranked:
             more = f", … ({len(names)} repositories)" if len(names) > 3 else ""
             table.add_row(plain(digest), plain(size(count)), plain(", ".join(names[:3]) + more))
-        console.print(table)
-    console.print()
+        draw(console, table)
+    draw(console, plain(""))
     saved = f" ({100 * (1 - use.deduplicated_bytes / use.linked_bytes):.1f} % less)" if use.linked_bytes else ""
-    console.print(
+    draw(
+        console,
         plain(
             f"{len(use.repositories)} repositories refer to {size(use.linked_bytes)}, "
             f"stored once as {size(use.deduplicated_bytes)}{saved}"
-        )
+        ),
     )
-    console.print(
-        plain(f"{use.stored} blobs stored, {size(use.stored_bytes)}; {_orphans(use, size(use.orphaned_bytes))}")
+    draw(
+        console,
+        plain(f"{use.stored} blobs stored, {size(use.stored_bytes)}; {_orphans(use, size(use.orphaned_bytes))}"),
     )
 
 
@@ -256,7 +258,7 @@ def tree_command(source: Source, repository: str | None, output_format: str) -> 
         else:
             console = make_console()
             for each in found:
-                console.print(_draw_repository(each))
+                draw(console, _draw_repository(each))
         for problem in problems:
             say(f"cannot be looked at: {problem}")
         return ExitCode.FAILED if problems else ExitCode.OK

@@ -6,11 +6,13 @@ and is not waited for.
 
 from __future__ import annotations
 
+import functools
 import json
 import select
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias
 
@@ -20,7 +22,18 @@ from layerfs.advice import advice_for
 from layerfs.command import say
 from layerfs.exits import ExitCode
 from layerfs.latency import BUCKETS, LatencyHistogram
-from layerfs.terminal import human_bytes, human_latency, human_seconds, make_console, make_table, plain, shown
+from layerfs.terminal import (
+    CannotWrite,
+    draw,
+    human_bytes,
+    human_latency,
+    human_seconds,
+    make_console,
+    make_table,
+    plain,
+    plain_lines,
+    shown,
+)
 from layerfs.watching import (
     NotInAMount,
     Place,
@@ -37,7 +50,7 @@ from layerfs.watching import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Group, RenderableType
+    from rich.console import Console, Group, RenderableType
 
 _EXIT_CODES: Final = """\b
 Exit codes:
@@ -64,6 +77,27 @@ _FORMAT = click.option(
 )
 
 
+def _told(command: Callable[..., int]) -> Callable[..., int]:
+    """The command, with what stops it said in a line and made an exit code."""
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> int:
+        try:
+            return command(**arguments)
+        except NotInAMount as error:
+            say(str(error))
+            return ExitCode.USAGE
+        except (Unanswered, CannotWrite) as error:
+            say(str(error))
+            return ExitCode.FAILED
+
+    return run
+
+
+def _print_json(fields: Fields) -> None:
+    draw(make_console(), plain_lines(json.dumps(fields, indent=2)))
+
+
 def _reports(mountpoint: str | None) -> list[Report]:
     return report_on_all(find_mounts() if mountpoint is None else [find_mount(mountpoint)])
 
@@ -78,26 +112,21 @@ def _exit_code(reports: Sequence[Report]) -> ExitCode:
 @click.command("status", epilog=_EXIT_CODES)
 @click.argument("mountpoint", metavar="[MOUNTPOINT]", required=False)
 @_FORMAT
+@_told
 def status_command(mountpoint: str | None, output_format: str) -> int:
     """Shows the mounts of layerfs on this machine, or the one on MOUNTPOINT: what they do, and what failed.
 
     A mount whose daemon has ended or does not answer within 5 seconds is said to be dead, or to hang.
     """
-    try:
-        reports = _reports(mountpoint)
-    except NotInAMount as error:
-        say(str(error))
-        return ExitCode.USAGE
+    reports = _reports(mountpoint)
     if output_format == "json":
-        click.echo(json.dumps({"mounts": [_report_fields(report) for report in reports]}, indent=2))
+        _print_json({"mounts": [_report_fields(report) for report in reports]})
         return _exit_code(reports)
     console = make_console()
     if not reports:
-        console.print("no mounts of layerfs")
+        draw(console, plain("no mounts of layerfs"))
     for number, report in enumerate(reports):
-        if number:
-            console.print()
-        console.print(_overview(report))
+        draw(console, *([plain("")] if number else []), _overview(report))
     return _exit_code(reports)
 
 
@@ -215,21 +244,21 @@ def _errors_table(failed: Sequence[Fields]) -> RenderableType:
 @click.argument("mountpoint", metavar="[MOUNTPOINT]", required=False)
 @click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, help="Seconds between two looks [default: 1].")
 @click.option("--once", is_flag=True, help="Print one picture, of all the time since the mount began, and end.")
+@_told
 def top_command(mountpoint: str | None, interval: float, once: bool) -> int:
     """Shows live what the mount on MOUNTPOINT does: how much, how fast, which paths, which uploads, what fails.
 
     Without MOUNTPOINT it is the only mount there is. 'q' or Ctrl-C ends it.
     """
-    try:
-        mount = find_mount(mountpoint) if mountpoint is not None else find_mount(_only_mount())
-    except NotInAMount as error:
-        say(str(error))
-        return ExitCode.USAGE
+    mount = find_mount(mountpoint if mountpoint is not None else _only_mount())
     report = report_on(mount)
-    if once or report.state is not State.SERVING or not sys.stdout.isatty():
-        make_console().print(_picture(report, None))
+    console = make_console()
+    if once or report.state is not State.SERVING or not console.is_terminal:
+        draw(console, _picture(report, None))
         return _exit_code([report])
-    return _watch(report, interval)
+    with suppress(KeyboardInterrupt):
+        return _watch(console, report, interval)
+    return ExitCode.OK
 
 
 def _only_mount() -> str:
@@ -241,12 +270,12 @@ def _only_mount() -> str:
     raise NotInAMount(f"there are several mounts; name one of {', '.join(repr(mount.path) for mount in mounts[:5])}")
 
 
-def _watch(report: Report, interval: float) -> int:
+def _watch(console: Console, report: Report, interval: float) -> int:
     from rich.live import Live
 
     before: Fields | None = None
     # No thread: asking a mount forks.
-    with Live(console=make_console(), screen=True, auto_refresh=False) as live, _Keys() as keys:
+    with Live(console=console, screen=True, auto_refresh=False) as live, _Keys() as keys:
         while report.state is State.SERVING:
             live.update(_picture(report, before), refresh=True)
             before = report.status
@@ -347,33 +376,27 @@ def _hottest_table(hottest: Sequence[Fields]) -> RenderableType:
 @click.argument("path", metavar="PATH")
 @click.option("--all", "everything", is_flag=True, help=f"All that is remembered, not only the last {_FAILURES_SHOWN}.")
 @_FORMAT
+@_told
 def why_command(path: str, everything: bool, output_format: str) -> int:
     """Shows what failed last at PATH in a mount, or below or above it, why, and what to do about it.
 
     PATH need not exist. A mount remembers its last 200 failures, and the last 200 names that were not there.
     """
-    try:
-        place = find_place(path)
-        failures = read_failures(place.mount, "errors")
-        exists: bool | None = None
-        missing: list[dict[str, Any]] = []
-        if not any(_rank(place.path, each) == 0 for each in failures):
-            # Looking has the mount say why something is not there, or fail as it did for others.
-            exists = look_at(place)
-            failures = failures if exists is not None else read_failures(place.mount, "errors")
-            missing = [] if exists else read_failures(place.mount, "missing")
-    except NotInAMount as error:
-        say(str(error))
-        return ExitCode.USAGE
-    except Unanswered as error:
-        say(str(error))
-        return ExitCode.FAILED
+    place = find_place(path)
+    failures = read_failures(place.mount, "errors")
+    exists: bool | None = None
+    missing: list[dict[str, Any]] = []
+    if not any(_rank(place.path, each) == 0 for each in failures):
+        # Looking has the mount say why something is not there, or fail as it did for others.
+        exists = look_at(place)
+        failures = failures if exists is not None else read_failures(place.mount, "errors")
+        missing = [] if exists else read_failures(place.mount, "missing")
     found = _about(place, failures, missing)
     if not everything:
         found = found[:_FAILURES_SHOWN]
     if output_format == "json":
         fields = [dict(each) | {"advice": advice_for(str(each.get("kind")))} for each in found]
-        click.echo(json.dumps({"path": shown(place.path), "exists": exists, "failures": fields}, indent=2))
+        _print_json({"path": shown(place.path), "exists": exists, "failures": fields})
     else:
         _show_failures(place, exists, found)
     return ExitCode.OK
@@ -408,15 +431,15 @@ def _show_failures(place: Place, exists: bool | None, found: Sequence[Fields]) -
     console = make_console()
     if not found:
         text = {True: "is there", False: "is not there", None: "cannot be looked at"}[exists]
-        console.print(plain(f"{place.path or '/'!r} {text}, and no failure is remembered at it, below or above it"))
+        draw(console, plain(f"{place.path or '/'!r} {text}, and no failure is remembered at it, below or above it"))
     for number, each in enumerate(found):
         if number:
-            console.print()
+            draw(console, plain(""))
         target = f" -> {each['target']!r}" if each.get("target") else ""
         head = f"{each.get('operation')} {each.get('path')!r}{target}: {each.get('error')}"
-        console.print(plain(f"{head} ({_ago(str(each.get('time')))}, request {each.get('request')})", "bold"))
-        console.print(plain(f"  why:        {each.get('reason')}"))
-        console.print(plain(f"  what to do: {advice_for(str(each.get('kind')))}"))
+        draw(console, plain(f"{head} ({_ago(str(each.get('time')))}, request {each.get('request')})", "bold"))
+        draw(console, plain(f"  why:        {each.get('reason')}"))
+        draw(console, plain(f"  what to do: {advice_for(str(each.get('kind')))}"))
 
 
 def _ago(moment: str) -> str:

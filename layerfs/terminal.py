@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
+from layerfs.errors import LayerfsError
 from layerfs.logs import one_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -20,9 +22,22 @@ _WIDE: Final = 10_000
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
+class CannotWrite(LayerfsError):
+    """Standard output takes nothing (any more); the message says why."""
+
+
 def make_console() -> Console:
-    """Standard output: as wide as the terminal, colours only there, nothing interpreted in what is printed."""
+    """Standard output: as wide as the terminal, colours only there, nothing interpreted in what is printed.
+
+    Raises `CannotWrite` if there is none.
+    """
+    if sys.stdout is None:
+        raise CannotWrite("standard output is closed")
     from rich.console import Console
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Whatever the terminal's encoding is, nothing is lost for a letter that it does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     class UnixConsole(Console):
         def on_broken_pipe(self) -> None:
@@ -32,6 +47,17 @@ def make_console() -> Console:
 
     width = None if sys.stdout.isatty() else _WIDE
     return UnixConsole(width=width, highlight=False, markup=False, emoji=False)
+
+
+def draw(console: Console, *what: RenderableType) -> None:
+    """Prints what rich draws, each on lines of its own. Raises `CannotWrite`."""
+    try:
+        console.print(*what, sep="\n")
+    except OSError as error:
+        # Or the interpreter would try once more when it ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise CannotWrite(f"cannot write to standard output: {error.strerror}") from error
 
 
 def shown(text: object) -> str:
@@ -44,6 +70,13 @@ def plain(text: object, style: str = "") -> Text:
     from rich.text import Text
 
     return Text(shown(text), style=style)
+
+
+def plain_lines(text: str) -> Text:
+    """A text of several lines in which there is nothing that a terminal would obey, JSON for example."""
+    from rich.text import Text
+
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def make_table(*heads: str, right: tuple[str, ...] = ()) -> Table:

@@ -185,7 +185,10 @@ def read_control(mount: Mount, name: str, *, seconds: float = ANSWER_SECONDS) ->
 def read_failures(mount: Mount, name: str) -> list[dict[str, Any]]:
     """What `.layerfs/errors` or `.layerfs/missing` has, the newest first. Raises `Unanswered`."""
     lines = read_control(mount, name).splitlines()
-    found = [json.loads(line) for line in lines]
+    try:
+        found = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise Unanswered(f"{name} of the mount on {mount.path!r} cannot be understood: {error}", "EIO") from error
     return [each for each in reversed(found) if isinstance(each, dict)]
 
 

@@ -207,6 +207,17 @@ def test_a_reader_that_goes_away(made: Made) -> None:
         assert result.stderr == b""
 
 
+@pytest.mark.parametrize("command", [("du",), ("tree",), ("du", "--format", "json"), ("status",)])
+@pytest.mark.parametrize(("target", "reason"), [("> /dev/full", "No space left on device"), (">&-", "is closed")])
+def test_an_output_that_takes_nothing(made: Made, command: tuple[str, ...], target: str, reason: str) -> None:
+    """One line, exit code 32."""
+    arguments = [] if command == ("status",) else [made.storage.root]
+    argv = ["bash", "-c", f'"$0" "$@" {target}', COMMAND, *command, *arguments]
+    result = run(*argv, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (FAILED, 1)
+    assert reason in result.stderr
+
+
 # --- tree ------------------------------------------------------------------------------------------------------------
 
 
