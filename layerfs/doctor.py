@@ -223,6 +223,8 @@ def _stale_mounts() -> Iterator[Finding]:
 _EXTRAS: Final[Mapping[str, str]] = {
     "azure": "storage on Azure",
     "gcs": "storage on Google Cloud",
+    "journal": "fields in systemd's journal",
+    "metrics": "metrics for Prometheus",
     "redis": "a cache that registries share",
     "s3": "storage on S3",
     "schema1": "manifests of before 2016",
