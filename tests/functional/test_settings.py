@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness.commands import run, wait_until
+from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
 from harness.storage import Storage
 
@@ -266,3 +267,29 @@ def test_a_shorter_time_to_live(file: Path, mounts: Callable[..., Mount], storag
     file.write_text("[mount]\nmetadata_ttl = 0\n")
     os.kill(mount.process.pid, signal.SIGHUP)
     wait_until(lambda: os.listdir(mount.path / "r/_layers") == [digest], "the layer that somebody else put there")
+
+
+# --- the watchdog ------------------------------------------------------------------------------------------------
+
+
+def test_signs_of_life(mounts: Callable[..., Mount], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go on while storage hangs, and end when requests are not answered any more."""
+    monkeypatch.setenv("WATCHDOG_USEC", "400000")
+    with LoopFilesystem(tmp_path / "disk") as disk:
+        mount = mounts(Storage.create(disk.path / "storage"))
+
+        def count() -> int:
+            return mount.notifications.count("WATCHDOG=1")
+
+        wait_until(lambda: count() >= 2, "signs of life")
+        disk.freeze()
+        with subprocess.Popen(["mkdir", mount.path / "r"], stderr=subprocess.DEVNULL) as waiting:
+            hung = count()
+            wait_until(lambda: count() >= hung + 3, "signs of life while the disk hangs")
+            assert waiting.poll() is None
+            disk.thaw()
+    mount.process.send_signal(signal.SIGSTOP)
+    stopped = count()
+    with pytest.raises(AssertionError):
+        wait_until(lambda: count() > stopped, "none from a stopped daemon", seconds=1)
+    mount.kill9()

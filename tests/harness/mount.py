@@ -99,6 +99,10 @@ class Notifications:
         """Whether this was said, ever."""
         return word in self._words
 
+    def count(self, word: str) -> int:
+        """How often this was said."""
+        return self._words.count(word)
+
     def close(self) -> None:
         """Ends the receiver, by an empty message."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
