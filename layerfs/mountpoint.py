@@ -367,12 +367,12 @@ def _check_apart_by_name(path: str, storage: str) -> None:
 
 
 def check_log_file(log_file: str, mountpoint: str) -> None:
-    """Raises `MountpointError` if the log would be written into the mount that it is about."""
+    """Raises `MountpointError` if a file of the daemon, its log say, would be written into its own mount."""
     mounts = read_mounts()
     path = resolve(mountpoint, mounts)
     if _is_within(resolve(os.path.dirname(log_file), mounts), path):
         raise MountpointError(
-            f"the log file {log_file!r} is inside the mountpoint {path!r}: the daemon would wait for its own answers; "
+            f"the file {log_file!r} is inside the mountpoint {path!r}: the daemon would wait for its own answers; "
             "choose a file elsewhere"
         )
 

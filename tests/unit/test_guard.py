@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from layerfs import errors
 from layerfs.driver.memory import MemoryDriver
+from layerfs.fuse import guard
 from layerfs.fuse.guard import GuardedOperations
 from layerfs.fuse.operations import Operations
 from layerfs.logs import one_line
@@ -172,6 +173,9 @@ async def test_an_exception_that_should_not_be(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert caplog.records[0].exc_info is not None
     assert caplog.records[0].exc_info[1] is error
+    (kept,) = handlers.stats.failures
+    assert (kept.error, kept.kind, kept.details.inode) == ("EIO", "Unexpected", 7)
+    assert type(error).__name__ in kept.reason
     handlers.behave = trio.lowlevel.checkpoint
     assert await call() is None
 
@@ -191,6 +195,34 @@ async def test_the_deadline(
     assert trio.current_time() == pytest.approx(TIMEOUT)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert [record[2] for record in handlers.records] == ["ETIMEDOUT"]
+
+
+@pytest.mark.parametrize(("seconds", "is_slow"), [(9.0, False), (11.0, True)])
+async def test_a_slow_success(
+    handlers: Handlers, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, seconds: float, is_slow: bool
+) -> None:
+    """Is worth a warning, and is no failure."""
+    now = iter([0, int(seconds * 1e9)])
+    monkeypatch.setattr(guard, "monotonic_ns", lambda: next(now))
+    handlers.slow_operation = 10.0
+    assert await handlers.getattr(1, None) is None
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * is_slow
+    assert handlers.records == []
+
+
+async def test_nothing_is_under_way_afterwards(handlers: Handlers) -> None:
+    """However it ended; while it lasts it is, with its number."""
+    seen: list[object] = []
+
+    async def look() -> None:
+        seen.extend(handlers.stats.under_way.items())
+        raise errors.NotPermitted("why")
+
+    handlers.behave = look
+    await errno_from(handlers.getattr(1, None))
+    ((number, (operation, arguments, _)),) = seen
+    assert (number, operation, arguments) == (1, "getattr", (1, None))
+    assert handlers.stats.under_way == {}
 
 
 async def test_an_answer_after_the_deadline(handlers: Handlers, autojump_clock: trio.testing.MockClock) -> None:
