@@ -18,13 +18,14 @@ from tests.bench.clients import client_workloads
 from tests.bench.contenders import ALL, Contender, Missing
 from tests.bench.data import Data
 from tests.bench.measure import MIB, output_of, refaulted
+from tests.bench.remote import remote_workloads
 from tests.bench.results import as_json, table
 from tests.bench.workloads import Bench, Workload, all_workloads
 
 
 def main() -> int:
     """Measures what was asked for; fails only if a workload fails."""
-    workloads = [*all_workloads(), *client_workloads()]
+    workloads = [*all_workloads(), *client_workloads(), *remote_workloads()]
     options = _options([workload.name for workload in workloads])
     chosen = [workload for workload in workloads if not options.only or workload.name in options.only]
     machine = _machine()
