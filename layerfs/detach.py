@@ -60,8 +60,8 @@ def _work_and_exit(work: Callable[[Callable[[], None]], Outcome], writing: int, 
         outcome = work(ready)
         report(outcome)
         status = outcome.exit_code
-    except BaseException:
-        # Nobody above will say it: what a child raises ends here.
+    except Exception:
+        # Nobody above will say it: what a child raises ends here. An interrupt is the parent's to say.
         traceback.print_exc()
         raise
     finally:
