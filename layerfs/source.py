@@ -95,7 +95,11 @@ def display_name(source: Source) -> str:
     if isinstance(source, RegistryConfig):
         return source.name
     local = local_path(source)
-    return local if local is not None else re.sub(r"(?<=://)[^/@]*@", "", source).partition("?")[0]
+    if local is not None:
+        return local
+    # What stands before the @ is a container there.
+    is_of_azure = re.match("abfss?://[^/:@]*@", source) is not None
+    return (source if is_of_azure else re.sub(r"(?<=://)[^/@]*@", "", source)).partition("?")[0]
 
 
 @asynccontextmanager

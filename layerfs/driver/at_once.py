@@ -23,6 +23,14 @@ async def gather(awaitables: Sequence[Any]) -> list[Any]:
             await asyncio.wait(tasks)
 
 
+async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    """Ends tasks that nobody will hear from any more, also those that have failed: asyncio would log that."""
+    ended = list(tasks)
+    for task in ended:
+        task.cancel()
+    await asyncio.gather(*ended, return_exceptions=True)
+
+
 async def each(awaitables: Iterable[Awaitable[_Result]]) -> list[_Result | DriverError]:
     """All results, in order; an error of the storage stands in its place."""
 

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from layerfs.driver.at_once import cancel_all
 from layerfs.driver.azure_container import AzureBlob, Container
 from layerfs.driver.azure_options import LARGEST_BLOCK, MOST_BLOCKS
 from layerfs.driver.object_upload import ObjectUpload
@@ -47,8 +48,7 @@ class AzureUpload(ObjectUpload):
     async def abandon(self) -> None:
         self._tail.clear()
         if self._appending is not None:
-            self._appending.cancel()
-            await asyncio.wait([self._appending])
+            await cancel_all([self._appending])
 
     @property
     def _block_size(self) -> int:

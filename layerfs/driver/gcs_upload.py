@@ -19,6 +19,7 @@ from typing import Final
 
 import google_crc32c
 
+from layerfs.driver.at_once import cancel_all
 from layerfs.driver.gcs_bucket import (
     MOST_COMPOSED,
     UPLOAD_TYPE,
@@ -56,13 +57,8 @@ class GcsUpload(ObjectUpload):
 
     async def abandon(self) -> None:
         self._tail.clear()
-        tasks: list[asyncio.Task[GcsObject] | asyncio.Task[None]] = [part.storing for part in self._parts]
-        if self._composing is not None:
-            tasks.append(self._composing)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        composing = [] if self._composing is None else [self._composing]
+        await cancel_all([*composing, *(part.storing for part in self._parts)])
 
     @property
     def _block_size(self) -> int:

@@ -11,6 +11,7 @@ from layerfs.driver.azure_options import AzureOptions, parse_azure_url
 from layerfs.driver.gcs_options import GcsOptions, parse_gcs_url
 from layerfs.driver.sources import open_driver
 from layerfs.errors import UnknownSource
+from layerfs.source import display_name
 
 MEBIBYTE = 1 << 20
 
@@ -163,3 +164,21 @@ async def test_azure_without_an_account(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UnknownSource, match=r"of which account\? Say .*account=NAME.* AZURE_STORAGE_ACCOUNT"):
         await driver.stat("/")
     await driver.close()
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("abfs://registry@storage1.dfs.core.windows.net/p", "abfs://registry@storage1.dfs.core.windows.net/p"),
+        (
+            "abfss://registry@storage1.dfs.core.windows.net?block_size=8MiB",
+            "abfss://registry@storage1.dfs.core.windows.net",
+        ),
+        ("abfs://registry:hunter2@storage1.dfs.core.windows.net/p", "abfs://storage1.dfs.core.windows.net/p"),
+        ("az://hunter2@registry/p?account=a", "az://registry/p"),
+        ("gs://registry/p?endpoint_url=http://host", "gs://registry/p"),
+    ],
+)
+def test_what_everybody_may_see_of_a_source(source: str, shown: str) -> None:
+    """In the mount table and in the log; a container before the @ is no secret."""
+    assert display_name(source) == shown

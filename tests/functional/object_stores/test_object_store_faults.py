@@ -95,6 +95,17 @@ async def test_a_write_that_fails_is_told_and_what_is_there_stays(place) -> None
     assert place.content(DATA) == b"stored!"
 
 
+@pytest.mark.soak
+async def test_a_store_that_says_nothing(place) -> None:
+    """It is given up, with its own reason, before an operation of a mount is (after 60 s)."""
+    driver = place.driver()
+    place.relay.fail("stall", "stat", times=100)
+    started = time.monotonic()
+    with pytest.raises(BackendFailure, match=r"'registry' at http.* does not answer in time"):
+        await driver.stat("/a")
+    assert time.monotonic() - started < 55
+
+
 async def test_what_waits_for_the_store_can_be_cancelled_at_once(place) -> None:
     """A server that says nothing holds nobody who wants to go; others are served meanwhile."""
     driver = place.driver()
