@@ -26,6 +26,9 @@ _USAGE: Final = f"{NAME} SOURCE DIR [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE
 
 _TYPES: Final = ("layerfs", "fuse.layerfs", "fuse")
 
+#: Begins the word that is `--config-file`, which says what the other options are and so is none of them.
+_FILE_WORD: Final = "config_file="
+
 #: `env.NAME=VALUE` sets a variable of the environment: credentials, as a rule.
 _ENVIRONMENT_WORD: Final = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 
@@ -55,15 +58,21 @@ class Request:
     mountpoint: str
     words: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: Where options are read from that no word says.
+    config_file: str | None = None
     #: Only say whether it could be asked for.
     is_fake: bool = False
     is_verbose: bool = False
 
     def mount_arguments(self) -> list[str]:
         """The arguments of `layerfs mount` that ask for it."""
-        options = ["-o", config.join_mount_options(self.words)] if self.words else []
-        # Options first: whatever stands after `--` is none, even if it begins with a dash.
-        return [*([] if self._is_foreground else ["--daemon"]), *options, "--", self.source, self.mountpoint]
+        options = [] if self._is_foreground else ["--daemon"]
+        if self.config_file is not None:
+            options += ["--config-file", self.config_file]
+        if self.words:
+            options += ["-o", config.join_mount_options(self.words)]
+        # Whatever stands after `--` is no option, even if it begins with a dash.
+        return [*options, "--", self.source, self.mountpoint]
 
     @property
     def _is_foreground(self) -> bool:
@@ -102,7 +111,8 @@ def parse(arguments: Sequence[str]) -> Request:
             f"'mount -N {given['-N']} …'"
         )
     environment = {match[1]: match[2] for match in map(_ENVIRONMENT_WORD.fullmatch, words) if match}
-    words = [word for word in words if not _ENVIRONMENT_WORD.fullmatch(word)]
+    files = [word.partition("=")[2] for word in words if word.startswith(_FILE_WORD)]
+    words = [word for word in words if not _ENVIRONMENT_WORD.fullmatch(word) and not word.startswith(_FILE_WORD)]
     if "-r" in given:
         words.append("ro")
     return Request(
@@ -110,6 +120,7 @@ def parse(arguments: Sequence[str]) -> Request:
         mountpoint=places[1],
         words=tuple(_known(words) if "-s" in given else words),
         environment=environment,
+        config_file=files[-1] if files else None,
         is_fake="-f" in given,
         is_verbose="-v" in given,
     )
@@ -135,7 +146,9 @@ def begin_again(request: Request) -> NoReturn:
 
     The command line, which everybody can read, has it until then.
     """
-    options = ["-o", config.join_mount_options(request.words)] if request.words else []
+    files = [] if request.config_file is None else [_FILE_WORD + request.config_file]
+    words = [*files, *request.words]
+    options = ["-o", config.join_mount_options(words)] if words else []
     arguments = [NAME, *(["-f"] if request.is_fake else []), *options, "--", request.source, request.mountpoint]
     # -P: what lies in the working directory is nobody's to import.
     os.execve(sys.executable, [sys.executable, "-P", "-m", "layerfs", *arguments], os.environ | request.environment)  # noqa: S606

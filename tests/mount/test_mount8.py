@@ -210,3 +210,43 @@ def test_a_descriptor_that_is_no_mount(storage: Storage, name: str) -> None:
     result = run(COMMAND, "mount", storage.root, name, check=False)
     assert result.returncode == USAGE
     assert "is not /dev/fuse" in result.stderr
+
+
+def test_a_registrys_configuration(machine: Machine, tmp_path: Path) -> None:
+    """`none` stands for SOURCE where `config=` says what it is."""
+    file = tmp_path / "registry.yml"
+    file.write_text(f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {machine.storage.root}\n")
+    machine.run("mount", "-t", "layerfs", "none", machine.place, "-o", f"config={file}")
+    assert machine.run("ls", machine.place).stdout == "r\n"
+    machine.umount()
+
+
+def test_a_file_of_options(machine: Machine, tmp_path: Path) -> None:
+    """`config_file=` names a layerfs.toml; words win over it."""
+    file = tmp_path / "layerfs.toml"
+    file.write_text("[mount]\nread_only = true\numask = '077'\n")
+    machine.mount(f"config_file={file},umask=027")
+    assert machine.run("stat", "-c", "%a", machine.place).stdout == "750\n"
+    assert "ro" in machine.mounted()[0]["options"].split(",")
+    machine.umount()
+
+
+def test_a_user_mounts_and_unmounts(machine: Machine, tmp_path: Path) -> None:
+    """Where fstab says `user`, an ordinary user may: mount(8) runs the helper as him."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == os.geteuid() and directory != Path("/"):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    run("chown", "-R", f"{NOBODY}:{NOBODY}", machine.storage.root, machine.place)
+    machine.fstab.write_text(f"{machine.storage.root} {machine.place} layerfs user,noauto 0 0\n")
+    machine.run("mount", "--bind", machine.fstab, "/etc/fstab")
+    machine.run(
+        "sh", "-c", f"mknod -m 666 {tmp_path}/namespace/fuse c 10 229 && mount -o remount,dev {tmp_path}/namespace"
+    )
+    machine.run("mount", "--bind", tmp_path / "namespace/fuse", "/dev/fuse")
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+    machine.run(*user, "mount", machine.place)
+    assert machine.run(*user, "ls", machine.place).stdout == "r\n"
+    [mounted] = machine.mounted()
+    assert f"user_id={NOBODY}" in mounted["options"]
+    machine.run(*user, "umount", machine.place)
+    assert machine.mounted() == []

@@ -22,8 +22,8 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("unit", sorted(path.name for path in UNITS.iterdir()))
 def test_the_units_are_valid(unit: str) -> None:
-    """systemd finds nothing to say about any of them, and the manuals that they name are there."""
-    result = run("systemd-analyze", "verify", "--man=no", UNITS / unit)
+    """systemd finds nothing to say about any of them."""
+    result = run("systemd-analyze", "verify", UNITS / unit)
     assert (result.stdout, result.stderr) == ("", "")
 
 
