@@ -153,6 +153,18 @@ def test_the_daemon_dies_between_two_calls(target: Target, images: Images) -> No
     assert_clean(target.storage)
 
 
+#: The file that the daemon was about to rename to a link, when it was killed; it harms nobody, and stays.
+LEFT = "left-over-tmp"
+
+#: The directory of a tag that it had made a moment before; the next push of the tag fills it.
+UNFINISHED = "tag-without-current"
+
+
+def wrong(target: Target, *expected: str) -> list[str]:
+    """What is wrong in storage, but for faults of these kinds."""
+    return [fault for fault in faults(target.storage) if fault.split()[0] not in expected]
+
+
 class Pushes:
     """Pushes of one image by skopeo to ever new repositories."""
 
@@ -165,10 +177,11 @@ class Pushes:
     def new(self) -> str:
         """A repository to push to."""
         self._count += 1
+        self.target.new_layout(f"r{self._count}")
         return f"r{self._count}"
 
     def push(self, repository: str, *, check: bool = True) -> None:
-        target = f"oci:{self.target.new_layout(repository)}:v1"
+        target = f"oci:{self.target.layout(repository)}:v1"
         run(*COPY, f"oci:{self._source}:v1", target, check=check)
 
     def calls(self) -> list[Call]:
@@ -187,7 +200,7 @@ class Pushes:
         if mount.is_alive:
             return False
         mount.remount()
-        assert faults(self.target.storage) == [], f"killed at {call}"
+        assert wrong(self.target, LEFT, UNFINISHED) == [], f"killed at {call}"
         self.push(repository)
         assert_complete(self.target.layout(repository), "v1", self.image)
         return True
@@ -195,14 +208,14 @@ class Pushes:
 
 def die_at_calls(target: Target, images: Images, directory: Path, sample: int | None) -> None:
     """Kills the daemon at these of its calls while skopeo pushes."""
-    pushes = Pushes(target, images.index(), directory)
+    pushes = Pushes(target, images.image(1), directory)
     calls = pushes.calls()
     if sample is not None:
         calls = random.Random(1).sample(calls, sample)
     died = [pushes.die_at(call) for call in calls]
     forgive_refusals(target.mount)
     assert sum(died) >= len(died) / 2, f"only {sum(died)} of {len(died)} calls were reached"
-    assert_clean(target.storage)
+    assert wrong(target, LEFT) == []
 
 
 def test_the_daemon_dies_under_skopeo(target: Target, images: Images, tmp_path: Path) -> None:
