@@ -11,7 +11,7 @@ import trio
 from layerfs.digest import CANONICAL, Digest
 from layerfs.driver.interface import FileInfo, FileReader, StorageDriver
 from layerfs.errors import BlobUnknown, DriverError, LayerfsError, NotRegularFile, PathNotFound
-from layerfs.registry.cache import CachedBlob, DescriptorCache
+from layerfs.registry.cache import CachedBlob, DescriptorCache, MemoryCache
 from layerfs.registry.paths import BLOBS, BlobData
 
 
@@ -50,6 +50,7 @@ class BlobStore:
         self._driver = driver
         self._cache = cache
         self._believe_for = believe_for
+        self._seen = self._memory(driver, cache)
         #: How often the cache answered instead of storage, and how often it was asked and could not.
         self.cache_hits = 0
         self.cache_misses = 0
@@ -80,7 +81,7 @@ class BlobStore:
         known = await self._known(digests)
         missing = [digest for digest in dict.fromkeys(digests) if digest not in known]
         self.cache_hits += len(known)
-        self.cache_misses += len(missing) if self._may_recall else 0
+        self.cache_misses += len(missing) if self._seen is not None else 0
         found = await self._listed(missing)
         if found is None:
             found = dict(zip(missing, await self.stat_many(missing), strict=True))
@@ -95,9 +96,9 @@ class BlobStore:
         if not self._driver.capabilities.listed_files or len(digests) < _WORTH_LISTING:
             return None
         asked_at = trio.current_time()
-        # The first digits of digests are evenly spread, so one of their directories tells how many there are.
-        some = await self._files(BlobData(digests[0]).path.rsplit("/", 2)[0])
-        if len(some) * _DIRECTORIES > _LISTED_FOR_ONE * len(digests):
+        # The first digits of digests are evenly spread: how many others one has beside it tells how many there are.
+        beside = len(await self._files(BlobData(digests[0]).path.rsplit("/", 2)[0])) - 1
+        if beside * _DIRECTORIES > _LISTED_FOR_ONE * len(digests):
             return None
         files = {info.path: info for info in await self._files(f"{BLOBS}/{CANONICAL}")}
         return {digest: _listed_info(digest, files.get(BlobData(digest).path), asked_at) for digest in digests}
@@ -135,19 +136,28 @@ class BlobStore:
         if self._cache is not None:
             with trio.CancelScope(shield=True):
                 await self._cache.forget(digest, repository=repository)
+                if self._seen is not None and self._seen is not self._cache:
+                    await self._seen.forget(digest)
+
+    def _memory(self, driver: StorageDriver, cache: DescriptorCache | None) -> DescriptorCache | None:
+        """Where it is remembered what blobs were seen, if anybody may ask for it."""
+        if cache is None or not (driver.capabilities.listed_files or (cache.tells_age and self._believe_for > 0)):
+            return None
+        # A cache that is shared does not know the times that listings show.
+        return cache if cache.tells_age else MemoryCache()
 
     @property
     def _may_recall(self) -> bool:
         return self._cache is not None and self._cache.tells_age and self._believe_for > 0
 
     async def _remember(self, found: Sequence[BlobInfo]) -> None:
-        if self._cache is not None and self._may_recall and found:
-            await self._cache.learn(
+        if self._seen is not None and found:
+            await self._seen.learn(
                 [CachedBlob(info.digest, info.size, stored_at=info.stored_at, seen_at=info.seen_at) for info in found]
             )
 
     async def _recall(self, digest: Digest) -> BlobInfo | None:
-        known = (await self._known([digest])).get(digest)
+        known = (await self._known([digest])).get(digest) if self._may_recall else None
         if known is None or known.seen_at is None or trio.current_time() - known.seen_at >= self._believe_for:
             self.cache_misses += self._may_recall
             return None
@@ -156,11 +166,11 @@ class BlobStore:
 
     async def _known(self, digests: Sequence[Digest]) -> dict[Digest, BlobInfo]:
         """What is remembered of them, however old."""
-        if self._cache is None or not self._may_recall:
+        if self._seen is None:
             return {}
         return {
             blob.digest: BlobInfo(blob.digest, blob.size, blob.stored_at, blob.seen_at)
-            for blob in await self._cache.find_many(digests)
+            for blob in await self._seen.find_many(digests)
             if blob is not None and blob.stored_at is not None
         }
 
