@@ -416,24 +416,25 @@ def test_what_was_removed_stays_removed(deletable: Room, images: Images) -> None
     assert set(deletable.stored_tags) == {"v2", "v3"}
 
 
-def test_threads_of_a_client_are_one_client(room: Room, images: Images) -> None:
-    """Go reads in one thread and writes in another; what the process has read counts."""
+def test_threads_of_a_client_are_one_client(deletable: Room, images: Images) -> None:
+    """Go reads in one thread and writes in another: what the process has read and left out is removed, and no more."""
     image = images.image()
-    room.put(image, "v1")
+    deletable.put(image, "v1", "v2")
     has_read, go = os.pipe(), os.pipe()
 
     def client() -> None:
         entries: list[Descriptor] = []
-        reader = threading.Thread(target=lambda: entries.extend(read_index(room.layout)))
+        reader = threading.Thread(target=lambda: entries.extend(read_index(deletable.layout)))
         reader.start()
         reader.join()
         os.write(has_read[1], b".")
         os.read(go[0], 1)
-        room.write_index(*entries, tagged(image.descriptor, "mine"))
+        kept = [entry for entry in entries if entry["annotations"][REF_NAME] != "v1"]
+        deletable.write_index(*kept, tagged(image.descriptor, "mine"))
 
     def other() -> None:
         os.read(has_read[0], 1)
-        room.write_index(*read_index(room.layout), tagged(image.descriptor, "others"))
+        deletable.write_index(*read_index(deletable.layout), tagged(image.descriptor, "others"))
         os.write(go[1], b".")
 
     pid = os.fork()
@@ -446,7 +447,7 @@ def test_threads_of_a_client_are_one_client(room: Room, images: Images) -> None:
     os.waitpid(pid, 0)
     for end in (*has_read, *go):
         os.close(end)
-    assert set(room.stored_tags) == {"v1", "mine", "others"}
+    assert set(deletable.stored_tags) == {"v2", "mine", "others"}
 
 
 def test_a_writer_that_has_read_nothing(deletable: Room, images: Images) -> None:
