@@ -387,6 +387,47 @@ def _luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def test_more_than_can_be_drawn(browser: Browser, storage: Storage, tmp_path: Path) -> None:
+    """The smallest are one tile, of their size, and can be found by their name."""
+    for number in range(420):
+        storage.put_layer(f"r{number}", b"x" * (1000 - number))
+    layerfs("du", storage.root, "--html", tmp_path / "page.html")
+    watched = Watched(browser.new_page(viewport={"width": 1200, "height": 900}), tmp_path / "page.html")
+    shown = watched.page
+    rest = sum(1000 - number for number in range(400, 420))
+    area = shown.locator(".tile", has_text="20 smaller ones").evaluate("e => e.offsetWidth * e.offsetHeight")
+    whole = shown.locator("#map").evaluate("e => e.offsetWidth * e.offsetHeight")
+    everything = sum(1000 - number for number in range(420))
+    assert area / whole == pytest.approx(rest / everything, rel=0.1)
+    shown.locator(".tile", has_text="20 smaller ones").click()
+    shown.keyboard.type("r419")
+    assert tiles(shown) == ["r419"]
+    shown.keyboard.press("Tab")
+    assert watched.complaints == []
+
+
+def test_many_repositories(browser: Browser, storage: Storage, tmp_path: Path) -> None:
+    """Are shown by what their names begin with; a shared layer still leads to each that has it."""
+    for number in range(120):
+        storage.put_layer(f"team{number % 3}/sub/app{number}", b"%d" % number * 100)
+    storage.put_layer("alone", os.urandom(3000))
+    for name in ("alone", "team1/sub/app4"):
+        storage.put_layer(name, b"shared" * 1000)
+    layerfs("du", storage.root, "--html", tmp_path / "page.html")
+    watched = Watched(browser.new_page(viewport={"width": 1200, "height": 900}), tmp_path / "page.html")
+    shown = watched.page
+    assert sorted(tiles(shown)) == ["alone", "team0/", "team1/", "team2/"]
+    rows = shown.locator("#rows tr")
+    expect(rows.filter(has_text="team2/")).to_contain_text("40 repositories")
+    shown.locator(".tile", has_text="alone").click()
+    shown.locator(".tile").first.click()
+    shown.locator(".tile.shared").click()
+    shown.locator("#details").get_by_role("button", name="team1/sub/app4").click()
+    expect(shown.locator("#crumbs [aria-current]")).to_have_text("team1/sub/app4")
+    assert shown.locator("#crumbs li").all_inner_texts()[1:] == ["team1/", "team1/sub/app4"]
+    assert watched.complaints == []
+
+
 def test_a_hostile_storage(browser: Browser, storage: Storage, tmp_path: Path) -> None:
     """Whatever tags, platforms and paths say stays text."""
     evil = "</script><img src=x onerror=document.title='owned'>"
