@@ -71,7 +71,16 @@ def _fail(exit_code: int, message: str) -> int:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False, epilog=exits.DESCRIPTION)
 @click.version_option(package_name="layerfs", message="layerfs %(version)s")
 def layerfs() -> None:
-    """Mounts the storage of a Docker/OCI registry as directories."""
+    """Mounts the storage of a Docker/OCI registry as directories.
+
+    Layers are files that any tool can read; what is copied into _uploads and renamed to its digest becomes a layer.
+    Each command has a --help with examples, and 'layerfs doctor' says what is missing on this machine.
+
+    \b
+      layerfs mount /var/lib/docker-registry /mnt/registry     # until Ctrl-C; --daemon for the background
+      layerfs status                                           # what is mounted, and how it is
+      layerfs umount /mnt/registry
+    """
 
 
 # --- mount ---------------------------------------------------------------------------------------------------

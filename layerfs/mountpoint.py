@@ -344,7 +344,7 @@ def _mount_of(mountpoint: str) -> Mount:
     with open(f"/proc/self/fdinfo/{match[1]}", "rb") as file:
         connection = re.search(rb"^fuse_connection:\s*([0-9]+)$", file.read(), re.MULTILINE)
     mounts = [mount for mount in read_mounts() if mount.is_fuse]
-    # Kernels before 6.17 do not say which connection it is: then it is the newest that is not served by another name.
+    # Older kernels do not say which connection it is: then it is the newest of ours, as it was mounted just now.
     wanted = f"0:{int(connection[1])}" if connection else None
     found = [mount for mount in mounts if (mount.is_ours if wanted is None else mount.device == wanted)]
     if not found:

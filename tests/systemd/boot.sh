@@ -73,6 +73,8 @@ UNIT
 mkdir -p old
 pivot_root . old
 umount -l old
+# As on any machine, where services see what is mounted later; systemd leaves it alone in containers.
+mount --make-rshared /
 export container=layerfs-test
 exec env -i container=layerfs-test PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     ${PYTHONPATH:+PYTHONPATH=$PYTHONPATH} /lib/systemd/systemd --system --unit=test.target --log-target=journal-or-kmsg \

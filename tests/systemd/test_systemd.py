@@ -141,6 +141,22 @@ def test_a_mistake_in_the_configuration(machine: Machine) -> None:
     machine.systemctl("reset-failed", service.unit)
 
 
+def test_credentials(machine: Machine) -> None:
+    """A file that systemd hands over is read, and the mount is still seen by everybody."""
+    service = Service(machine, "secret", SOURCE="none")
+    storage = f"version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {service.source}\n"
+    machine.write("/root/registry.yml", storage)
+    machine.run("chmod", "600", "/root/registry.yml")
+    machine.write(
+        f"/etc/systemd/system/{service.unit}.d/secret.conf",
+        "[Service]\nLoadCredential=registry.yml:/root/registry.yml\nEnvironment=OPTIONS=--config=%d/registry.yml\n",
+    )
+    machine.systemctl("daemon-reload")
+    service.start()
+    assert service.answers()
+    machine.systemctl("stop", service.unit)
+
+
 def test_without_privileges(machine: Machine) -> None:
     """The daemon has no capability and is another user; it is watched, reloaded, and comes back after kill -9."""
     service = Service(machine, "plain", kind="layerfs-unprivileged", MOUNT_USER="daemon")
