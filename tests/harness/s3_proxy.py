@@ -211,6 +211,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         content = _ERROR.format(fault.code).encode()
         self._answer(seen, fault.status, {"content-type": "application/xml"}, content)
 
+    def _refuse_after(self, fault: Fault, seen: Seen, body: bytes) -> None:
+        """The server has done it, and the answer is an error."""
+        self._forward(seen, body)
+        self._refuse(fault, seen, body)
+
     def _error_in_200(self, fault: Fault, seen: Seen, _body: bytes) -> None:
         """Success by its status, an error by its body; the server has seen nothing."""
         self._answer(seen, 200, {"content-type": "application/xml"}, _ERROR.format(fault.code).encode())
