@@ -31,7 +31,7 @@ LARGEST_PART: Final = 8 * MIB
 FIRST_WINDOW: Final = 2
 LARGEST_WINDOW: Final = 16
 
-#: Bytes ahead of one reader, and of all parts together, at the most.
+#: Bytes of the parts ahead of one reader, with the one that it is in, and of all parts together, at the most.
 HANDLE_LIMIT: Final = 64 * MIB
 POOL_LIMIT: Final = 256 * MIB
 
@@ -414,7 +414,8 @@ class ReadAhead:
 
     def _may_plan(self, limit: int) -> bool:
         ahead = sum(part.end > self._expected for part in self._ahead)
-        return ahead < self._window and self._planned + self._next_length - self._expected <= limit
+        kept_from = self._ahead[0].start if self._ahead else self._planned
+        return ahead < self._window and self._planned + self._next_length - kept_from <= limit
 
     # --- the bytes -----------------------------------------------------------------------------------------------
 

@@ -287,7 +287,7 @@ def test_one_bit_that_flips_once(remote: RemoteRegistry, mounts: Mounts, tmp_pat
     """In whichever answer: the reader gets the layer or an error."""
     content = payload(6 * MIB)
     digest = remote.put_layer("a", content)
-    for number in range(4):
+    for number in (1, 3):
         cache = tmp_path / f"cache-{number}"
         mount = mounts(remote.url, "--verify-reads", "--cache-dir", str(cache))
         remote.proxy.fail("flip", "GetObject", times=1, after=number, suffix=blob_key(digest))
