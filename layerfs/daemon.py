@@ -75,8 +75,9 @@ def run(config: MountConfig, *, on_ready: Callable[[], None], reload: Callable[[
     Raises `DaemonFailed`. To be called while the process has one thread.
     """
     try:
-        # Where it hangs is printed when the watchdog of systemd ends it.
-        faulthandler.enable()
+        # Where it hangs is printed when the watchdog of systemd ends it; unless standard error is closed.
+        with contextlib.suppress(RuntimeError, ValueError):
+            faulthandler.enable()
         storage = local_path(config.source)
         if mountpoints.is_descriptor(config.mountpoint):
             mountpoint = mountpoints.prepare_mounted(config.mountpoint, storage=storage)

@@ -132,6 +132,35 @@ def test_stopped_in_the_middle_of_a_cp(machine: Machine) -> None:
     machine.systemctl("stop", service.unit)
 
 
+#: Has no end of its own: it is the stop that ends it, and it says how far it came.
+ENDLESS_WRITER = """
+import os, sys
+written, fd = 0, os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+try:
+    while True:
+        written += os.write(fd, os.urandom(16384))
+except OSError:
+    print(written)
+"""
+
+
+def test_what_was_acknowledged_before_a_stop(machine: Machine) -> None:
+    """Every byte that write(2) returned for is in the storage, although the file was never closed well."""
+    service = Service(machine, "acknowledged").start()
+    target = f"{service.place}/r/_uploads/x"
+    command = machine.command("python3", "-c", ENDLESS_WRITER, target)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        wait_until(
+            lambda: any(data.stat().st_size > MIB for data in service.storage.root.rglob("_uploads/*/data")),
+            "some bytes in storage",
+        )
+        machine.systemctl("stop", service.unit)
+        said, _ = writer.communicate(timeout=30)
+    acknowledged = int(said)
+    [data] = service.storage.root.rglob("_uploads/*/data")
+    assert data.stat().st_size >= acknowledged > MIB
+
+
 def test_a_mistake_in_the_configuration(machine: Machine) -> None:
     """Is not tried again, and the journal says what it is."""
     service = Service(machine, "wrong", OPTIONS="--umask 9")
