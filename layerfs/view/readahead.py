@@ -50,10 +50,10 @@ _SMALL_READS_KEPT: Final = 2
 _CONTIGUOUS_AFTER: Final = 2
 _SKIPPING_AFTER: Final = 3
 _SKIPPED: Final = 2 * MIB
-_LATE: Final = MIB
+_LATE: Final = 4 * MIB
 
-#: Bytes behind a reader that are kept for such.
-KEPT_BEHIND: Final = MIB
+#: Bytes behind a reader that are kept for such: as many as two of the kernel's requests.
+KEPT_BEHIND: Final = 2 * MIB
 
 #: Seconds without a read after which what a handle keeps is given to others who need it.
 _IDLE_AFTER: Final = 5.0

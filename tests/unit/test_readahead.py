@@ -4,6 +4,7 @@ whatever fails.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -200,6 +201,25 @@ async def test_one_gibibyte_in_order(pool: PartPool) -> None:
     assert len(storage.reads) <= 140
     assert sum(length for _, length in storage.reads) == 1 << 30
     assert max(length for _, length in storage.reads) == 8 * MIB
+
+
+async def test_the_kernels_requests_come_in_any_order(pool: PartPool) -> None:
+    """Two or three of 1 MiB are under way at a time, and are seen in whatever order: nothing is fetched twice."""
+    order = random.Random(1)
+    for number in range(10):
+        storage = Storage()
+        handle = ReadAhead(storage, pool, number)
+        await begin(handle)
+        places = list(range(SMALL, 24 * MIB, MIB))
+        while places:
+            count = order.randrange(1, 4)
+            together, places = places[:count], places[count:]
+            order.shuffle(together)
+            for place in together:
+                assert await handle.read(place, MIB) == content(place, MIB)
+        assert sum(length for _, length in storage.reads) <= SIZE + 2 * MIB
+        assert len(storage.reads) <= 10
+        handle.close()
 
 
 async def test_parts_grow_from_one_to_eight(pool: PartPool) -> None:
