@@ -386,20 +386,34 @@ def why_command(path: str, everything: bool, output_format: str) -> int:
     failures = read_failures(place.mount, "errors")
     exists: bool | None = None
     missing: list[dict[str, Any]] = []
+    waiting: list[Fields] = []
     if not any(_rank(place.path, each) == 0 for each in failures):
         # Looking has the mount say why something is not there, or fail as it did for others.
         exists = look_at(place)
         failures = failures if exists is not None else read_failures(place.mount, "errors")
-        missing = [] if exists else read_failures(place.mount, "missing")
+        missing = read_failures(place.mount, "missing") if exists is False else []
+        waiting = [] if exists is not None else _waiting(place)
     found = _about(place, failures, missing)
     if not everything:
         found = found[:_FAILURES_SHOWN]
     if output_format == "json":
         fields = [dict(each) | {"advice": advice_for(str(each.get("kind")))} for each in found]
-        _print_json({"path": shown(place.path), "exists": exists, "failures": fields})
+        answer = {"path": shown(place.path), "exists": exists, "failures": fields}
+        _print_json(answer | ({"waiting": waiting} if waiting else {}))
     else:
-        _show_failures(place, exists, found)
+        _show_failures(place, exists, found, waiting)
     return ExitCode.OK
+
+
+def _waiting(place: Place) -> list[Fields]:
+    """The operations there that have had no answer for a second or longer."""
+    status = report_on(place.mount).status
+    return [
+        each
+        for each in _list(status, "under_way")
+        if _number(each, "seconds") >= 1
+        and _rank(place.path, {"path": str(each.get("path")).split(" -> ")[0]}) is not None
+    ]
 
 
 def _about(place: Place, failures: Sequence[Fields], missing: Sequence[Fields]) -> list[Fields]:
@@ -427,9 +441,16 @@ def _rank(path: str, failure: Fields) -> int | None:
     return min(ranks, default=None)
 
 
-def _show_failures(place: Place, exists: bool | None, found: Sequence[Fields]) -> None:
+def _show_failures(place: Place, exists: bool | None, found: Sequence[Fields], waiting: Sequence[Fields]) -> None:
     console = make_console()
-    if not found:
+    for each in waiting:
+        draw(console, plain(f"{each.get('operation')} {each.get('path')!r}: no answer yet", "bold"))
+        draw(
+            console,
+            plain(f"  why:        it has waited for {_number(each, 'seconds'):.0f} s (request {each.get('request')})"),
+        )
+        draw(console, plain(f"  what to do: {advice_for('DeadlineExceeded')}"), plain(""))
+    if not found and not waiting:
         text = {True: "is there", False: "is not there", None: "cannot be looked at"}[exists]
         draw(console, plain(f"{place.path or '/'!r} {text}, and no failure is remembered at it, below or above it"))
     for number, each in enumerate(found):

@@ -193,9 +193,8 @@ def read_failures(mount: Mount, name: str) -> list[dict[str, Any]]:
 
 
 def look_at(place: Place) -> bool | None:
-    """Whether there is something at a place, as the mount says now; None if that failed.
-
-    Raises `Unanswered` for a mount that is dead or hangs.
+    """Whether there is something at a place, as the mount says now; None if that fails, or takes longer than a mount
+    has that answers (the storage behind it may not). Raises `Unanswered` for a mount that is dead.
     """
     path = os.path.join(place.mount.path, place.path)
 
@@ -209,9 +208,9 @@ def look_at(place: Place) -> bool | None:
     try:
         return _ask(place.mount, look, ANSWER_SECONDS) == b"1"
     except Unanswered as error:
-        if _state(error) is State.CLOSED:
-            return None
-        raise
+        if _state(error) is State.DEAD:
+            raise
+        return None
 
 
 def _ask(mount: Mount, question: Callable[[], bytes], seconds: float) -> bytes:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from harness.bounded import attempt
+from harness.bounded import Child, attempt
 from harness.commands import append, get_xattr, opened, run, shell, wait_until, write_all
+from harness.gcs_server import BUCKET, GcsServer
 from harness.images import OCI_CONFIG, describe, oci_image
 from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
@@ -407,6 +408,62 @@ def test_a_fault_is_told_once_and_explained(fault: Fault, place: MountedReposito
         found["operation"],
         found["error"],
     )
+
+
+def test_a_store_that_was_killed(mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The cause is named on object stores too: nobody listens there any more. Its requests are among the figures."""
+    server = GcsServer()
+    try:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        mount = mounts(f"gs://{BUCKET}/why", "--create", "--operation-timeout", "4", "--metadata-ttl", "0")
+        os.mkdir(mount.path / "app")
+        append(mount.path / "app/_uploads/layer", DATA)
+        os.rename(mount.path / "app/_uploads/layer", mount.path / "app/_layers" / DIGEST)
+    finally:
+        server.stop()
+    before = len(mount.read_log())
+    # In a directory that the kernel knows nothing of yet: it asks once more for one that it knew.
+    refused(os.stat, mount.path / "other")
+    found = why(mount.path / "other/_layers")["failures"][0]
+    lines = [line for line in mount.read_log()[before:] if line.is_refusal]
+    for line in mount.read_log()[before:]:
+        line.declared = True
+    assert (
+        lines[0].record["request"]
+        == json.loads((mount.path / ".layerfs/errors").read_text().splitlines()[0])["request"]
+    )
+    assert (found["path"], found["operation"]) == ("other", "lookup")
+    assert (found["error"], found["kind"]) in (("EIO", "BackendFailure"), ("ETIMEDOUT", "DeadlineExceeded"))
+    assert "reached" in found["advice"]
+    status = json.loads((mount.path / ".layerfs/status.json").read_text())
+    assert status["backend"]["driver"] == "gcs"
+    assert status["backend"]["requests"]["Publish"]["count"] == 1
+    assert status["uploads_committed"] == 1
+
+
+def test_a_path_that_is_waited_for(storage: Storage, tmp_path: Path, watchdog: None) -> None:
+    """Of what has no answer yet `why` says that it waits, and does not blame the daemon."""
+    with LoopFilesystem(tmp_path / "disk", mebibytes=32) as disk:
+        storage = Storage.create(disk.path / "storage")
+        storage.make_repository("app")
+        with Mount(storage.root, tmp_path / "mnt", "--operation-timeout", "20") as mount:
+            disk.freeze()
+            client = Child(os.mkdir, mount.path / "app/stuck")
+            wait_until(lambda: _waits(mount, "app/stuck"), "it waits")
+            # Its directory is locked by the kernel, so looking at it takes as long.
+            text = run(COMMAND, "why", mount.path / "app/stuck").stdout
+            disk.thaw()
+            assert client.wait(20).is_ok
+    first, *_ = text.splitlines()
+    assert first == "mkdir 'app/stuck': no answer yet"
+    assert "The storage did not answer in time" in text
+    assert "kill" not in text
+
+
+def _waits(mount: Mount, path: str) -> bool:
+    status = json.loads((mount.path / ".layerfs/status.json").read_text())
+    return any(each["path"] == path and each["seconds"] >= 1 for each in status["under_way"])
 
 
 def test_there_are_enough_faults() -> None:
