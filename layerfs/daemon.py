@@ -36,6 +36,7 @@ from layerfs.metrics import MetricsFile, MetricsUnavailable, served
 from layerfs.registry.cache import CacheUnusable
 from layerfs.source import USER_ERRORS, SourceUnusable, display_name, local_path, open_registry
 from layerfs.view.control import CONTROL
+from layerfs.view.control import STATUS
 from layerfs.view.tree import Tree, TreeOptions
 
 log = logging.getLogger(__name__)
@@ -195,6 +196,7 @@ class _Daemon:
         """Tells everybody who waits that the mount works, once the kernel has had an answer through it."""
         with trio.move_on_after(_READY_SECONDS) as limit:
             await self._look_at_mount()
+            await self._look_at_status()
         if limit.cancelled_caught:
             raise NotReady(f"the mount on {self._mountpoint!r} gave no answer within {_READY_SECONDS:.0f} s")
         if self._phase is _Phase.ENDING:
@@ -206,6 +208,11 @@ class _Daemon:
         self._notify_ready()
         self._on_ready()
         self._ends_with_terminal = _has_terminal()
+
+    async def _look_at_status(self) -> None:
+        """Has the kernel know the name: it looks up no new one in a directory that somebody waits to change."""
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(os.stat, f"{self._mountpoint}/{STATUS}", abandon_on_cancel=True)
 
     def _notify_ready(self) -> None:
         notify(f"READY=1\nSTATUS=serving {self._name} on {self._mountpoint}")

@@ -25,6 +25,9 @@ CONTROL: Final = ".layerfs"
 
 ACCESS_LOG: Final = "accesslog"
 
+#: Below the mountpoint.
+STATUS: Final = f"{CONTROL}/status.json"
+
 
 class ControlDirectory(Directory):
     """The directory itself. `status` gives what `status.json` shows, `stats` what `stats` does."""

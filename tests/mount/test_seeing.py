@@ -299,11 +299,11 @@ def test_metrics_of_a_daemon_that_hangs_are_still_told(stored: Storage, mounts: 
 
     with (
         delay(mount.process.pid, ("mkdirat", "mkdir"), 1),
-        # Not in the root: the kernel lets nobody look up anything in the directory meanwhile.
-        subprocess.Popen(["mkdir", mount.path / "app/waiting"]) as client,
+        # The kernel lets nobody look up a name in the root meanwhile that it does not know.
+        subprocess.Popen(["mkdir", mount.path / "waiting"]) as client,
     ):
         wait_until(waits, "an operation is under way")
-        wait_until(lambda: "app/waiting" in waiting(), "it is the one")
+        wait_until(lambda: "waiting" in waiting(), "it is the one")
         assert client.wait(20) == 0
 
 
