@@ -280,3 +280,58 @@ def _capabilities(process: Path) -> list[str]:
     effective = next(line for line in (process / "status").read_text().splitlines() if line.startswith("CapEff:"))
     decoded = run("capsh", f"--decode={effective.split()[1]}").stdout.strip()
     return [name.upper() for name in decoded.partition("=")[2].split(",")]
+
+
+# --- the documents ---------------------------------------------------------------------------------------------------
+
+
+def blocks(section: str) -> list[str]:
+    """What a section of docs/operating.md has to be typed."""
+    text = (UNITS.parent / "docs/operating.md").read_text()
+    lines = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0].splitlines()
+    indented = "\n".join(line.removeprefix("    ") if not line or line.startswith("    ") else "\0" for line in lines)
+    return [block.strip("\n") for block in indented.split("\0") if block.strip()]
+
+
+@pytest.fixture
+def documented_storage(machine: Machine) -> None:
+    """The storage that the documents speak of, of the user that they speak of."""
+    machine.run("mkdir", "-p", "/var/lib/docker-registry/docker/registry/v2/repositories/r/_layers", "/mnt/registry")
+    machine.run("sh", "-c", "id registry || useradd --system registry")
+    machine.run("chown", "-R", "registry", "/var/lib/docker-registry")
+
+
+def test_systemd_as_documented(machine: Machine, documented_storage: None) -> None:
+    """The first block of the section does all of it."""
+    machine.run("bash", "-euc", blocks("systemd")[0])
+    assert machine.run("ls", "/mnt/registry").stdout == "r\n"
+    assert machine.is_active("layerfs@main")
+    assert machine.systemctl("is-enabled", "layerfs@main").stdout == "enabled\n"
+    machine.systemctl("disable", "--now", "layerfs@main")
+
+
+def test_mount_as_documented(machine: Machine, documented_storage: None) -> None:
+    """mount(8), and the daemon without privileges; fstab's line is accepted."""
+    section = blocks("mount(8) and fstab")
+    machine.run("bash", "-euc", section[0].replace("umount", "ls /mnt/registry && umount"))
+    [unprivileged] = (block for block in section if "drop_privileges" in block)
+    machine.run("bash", "-euc", unprivileged)
+    assert machine.run("ls", "/mnt/registry").stdout == "r\n"
+    machine.run("umount", "/mnt/registry")
+    [line] = (block for block in section if block.startswith("s3://"))
+    machine.write("/etc/fstab", f"{line}\n")
+    said = machine.run("findmnt", "--verify", "--tab-file", "/etc/fstab", check=False).stderr
+    assert "0 parse errors, 0 errors" in said
+    machine.write("/etc/fstab", "")
+
+
+def test_options_as_documented(machine: Machine) -> None:
+    """The example of a configuration file is one, and means what it says."""
+    [example] = (block for block in blocks("Options from variables and a file") if block.startswith("[mount]"))
+    machine.write("/etc/layerfs/layerfs.toml", example)
+    shown = machine.run("layerfs", "config", "--mountpoint", "/mnt/registry").stdout
+    rows = {tuple(line.split()[:2]): line.split()[2:] for line in shown.splitlines()}
+    assert rows["mount", "metadata_ttl"] == ["5", "/etc/layerfs/layerfs.toml"]
+    assert rows["mount", "log_format"] == ["json", "/etc/layerfs/layerfs.toml"]
+    assert rows["check", "jobs"] == ["8", "/etc/layerfs/layerfs.toml"]
+    machine.run("rm", "/etc/layerfs/layerfs.toml")
