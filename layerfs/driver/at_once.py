@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from layerfs.errors import DriverError
+
+#: More than any driver has requests in flight; each takes some kilobytes while it waits.
+_AT_ONCE: Final = 256
 
 _Result = TypeVar("_Result")
 
@@ -32,15 +36,21 @@ async def cancel_all(tasks: Iterable[asyncio.Future[Any]]) -> None:
 
 
 async def each(awaitables: Iterable[Awaitable[_Result]]) -> list[_Result | DriverError]:
-    """All results, in order; an error of the storage stands in its place."""
+    """All results, in order; an error of the storage stands in its place. However many there are, few wait at once."""
+    numbered = enumerate(awaitables)
+    first = list(itertools.islice(numbered, _AT_ONCE))
+    waiting = itertools.chain(first, numbered)
+    results: dict[int, _Result | DriverError] = {}
 
-    async def one(awaitable: Awaitable[_Result]) -> _Result | DriverError:
-        try:
-            return await awaitable
-        except DriverError as error:
-            return error
+    async def work() -> None:
+        for number, awaitable in waiting:
+            try:
+                results[number] = await awaitable
+            except DriverError as error:
+                results[number] = error
 
-    return await gather([one(awaitable) for awaitable in awaitables])
+    await gather([work() for _ in first])
+    return [results[number] for number in range(len(results))]
 
 
 class ByteBudget:

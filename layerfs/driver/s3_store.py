@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Store:
     def __init__(self, options: S3Options) -> None:
         self.bucket = Bucket(options)
         self._live: dict[str, S3Upload] = {}
-        # Where this process has written: the upload that it left, if it left one.
+        # Where this process has written: the upload that it has left, None once it is published.
         self._written: OrderedDict[str, _Left | None] = OrderedDict()
 
     async def close(self) -> None:
@@ -159,8 +159,8 @@ class Store:
 
     async def _opened_around(self, paths: Sequence[str]) -> dict[str, Uploads]:
         """The open uploads of directories that many of the paths are in, listed once for all."""
-        wanted = [uploads for uploads in map(_uploads_of, paths) if uploads is not None]
-        shared = sorted({uploads for uploads in wanted if wanted.count(uploads) > 1})
+        wanted = Counter(uploads for uploads in map(_uploads_of, paths) if uploads is not None)
+        shared = [uploads for uploads, count in wanted.items() if count > 1]
         listed = await each(self.bucket.list_uploads(uploads, self.bucket.key(uploads)) for uploads in shared)
         # Where it fails each asks for itself, and has its own error.
         return {
@@ -324,7 +324,7 @@ class Store:
         if "-" in version.etag and found.etag != version.etag:
             # Not made of the parts that were listed: of whatever it is, nobody knows anything yet.
             version = S3Version(found.etag, found.size)
-        self._written[path] = None
+        self._written[path] = _Left(None, version)
         return found, version
 
     async def _without_stray(self, path: str, state: StoredUpload) -> StoredUpload:
@@ -394,6 +394,8 @@ class Store:
     async def publish(self, source: str, found: StoredObject, destination: str) -> None:
         _check_not_root(destination)
         await self.bucket.copy(source, destination, found)
+        if source in self._written:
+            self._written[source] = None
 
     async def move(self, source: str, destination: str) -> None:
         info = await self.stat_file(source)
@@ -418,6 +420,7 @@ class Store:
         if not is_file or self._may_be_upload(path):
             aborted = await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
         await self.bucket.delete_keys(path, keys)
+        self._forget(path)
         if not keys and not aborted:
             raise PathNotFound(path)
 
@@ -434,19 +437,26 @@ class Store:
         _check_may_be_deleted(directory)
         await self._end_uploads_at(directory)
         keys = await self._keys_at(directory)
-        if not self._is_sealed_below(directory):
+        if not self._is_published_below(directory):
             await self._abort(directory, await self.bucket.list_uploads(directory, self.bucket.key(directory)))
         for step in steps:
-            own = [key for key in keys if any(f"{self.bucket.path(key)}/".startswith(f"{path}/") for path in step)]
+            beginnings = tuple(f"{self.bucket.key(path)}/" for path in step)
+            own = [key for key in keys if f"{key}/".startswith(beginnings)]
             await self.bucket.delete_keys(directory, own)
-            keys = [key for key in keys if key not in own]
+            keys = [key for key in keys if not f"{key}/".startswith(beginnings)]
+        self._forget(directory)
 
     async def _end_uploads_at(self, path: str) -> None:
         for upload in [live for live in self._live.values() if f"{live.path}/".startswith(f"{path}/")]:
             upload.fence("it was removed")
             await self.end_writing(upload)
 
-    def _is_sealed_below(self, directory: str) -> bool:
+    def _forget(self, path: str) -> None:
+        """Nothing is at the path any more, nor below it."""
+        for written in [written for written in self._written if f"{written}/".startswith(f"{path}/")]:
+            del self._written[written]
+
+    def _is_published_below(self, directory: str) -> bool:
         """Whether what was uploaded there is known to be an open upload no more."""
         data = f"{directory}/data"
         return data in self._written and self._written[data] is None
