@@ -377,8 +377,8 @@ async def test_many_open_files_that_read_here_and_there(pool: PartPool) -> None:
 
 
 async def test_idle_handles_give_way(pool: PartPool, autojump_clock: trio.testing.MockClock) -> None:
-    """Four files that were read ahead of, and then left alone, hold all memory: a fifth gets what it needs of it."""
-    idle = [ReadAhead(Huge(), pool, number) for number in range(4)]
+    """Six files that were read ahead of, and then left alone, hold all memory: another one gets what it needs of it."""
+    idle = [ReadAhead(Huge(), pool, number) for number in range(6)]
     for handle in idle:
         for offset in range(0, 60 * MIB, MIB):
             await handle.read(offset, MIB)
