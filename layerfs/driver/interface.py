@@ -231,6 +231,14 @@ class StorageDriver(ABC):
     async def put_content(self, path: str, content: bytes) -> None:
         """Makes `content` the file at `path`, with the directories above it; atomic and durable."""
 
+    async def put_directory(self, path: str, name: str, content: bytes, *, scratch: str) -> None:  # noqa: ARG002
+        """Makes the file `name` (which may have a directory) in the directory `path`, which appears together with it.
+
+        As `put_content` where the directory exists, and where there are no directories. `scratch` is a path that
+        nothing has, where the directory may be made first: a crash can leave it there.
+        """
+        await self.put_content(f"{path}/{name}", content)
+
     @abstractmethod
     async def open(self, path: str) -> FileReader:
         """Opens a file for reading. Raises `PathNotFound` or `NotRegularFile`."""

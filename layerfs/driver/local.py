@@ -117,6 +117,10 @@ class LocalDriver(StorageDriver):
     async def put_content(self, path: str, content: bytes) -> None:
         await in_thread(self._writes, _put_content, self._root, check_path(path), content)
 
+    async def put_directory(self, path: str, name: str, content: bytes, *, scratch: str) -> None:
+        check_path(f"{path}/{name}")
+        await in_thread(self._writes, _put_directory, self._root, path, name, content, check_path(scratch))
+
     async def open(self, path: str) -> FileReader:
         descriptor, size = await self._quickly(_open, check_path(path))
         return LocalReader(path, descriptor, size, self._cached, self._reads)
@@ -270,6 +274,23 @@ def _put_content(root: Root, path: str, content: bytes) -> None:
             scratch.move_to(path)
         finally:
             scratch.discard()
+
+
+def _put_directory(root: Root, path: str, name: str, content: bytes, scratch: str) -> None:
+    _put_content(root, f"{scratch}/{name}", content)
+    try:
+        with (
+            translated(path),
+            root.parent(scratch) as (directory, scratch_name),
+            root.parent(path, create=True) as (target, target_name),
+        ):
+            os.rename(scratch_name, target_name, src_dir_fd=directory, dst_dir_fd=target)
+            os.fsync(target)
+            os.fsync(directory)
+    except DriverError:
+        # There is something already, or it lies on another file system.
+        _delete(root, scratch)
+        _put_content(root, f"{path}/{name}", content)
 
 
 def _exists(directory: int, name: str) -> bool:

@@ -99,6 +99,10 @@ class MeteredDriver(StorageDriver):
         await self._measure("PutContent", self._driver.put_content(path, content))
         self.stats.bytes_written += len(content)
 
+    async def put_directory(self, path: str, name: str, content: bytes, *, scratch: str) -> None:
+        await self._measure("PutContent", self._driver.put_directory(path, name, content, scratch=scratch))
+        self.stats.bytes_written += len(content)
+
     async def open(self, path: str) -> FileReader:
         return _MeteredReader(await self._measure("Reader", self._driver.open(path)), self.stats)
 

@@ -18,9 +18,9 @@ from typing import TypeAlias
 from layerfs.digest import CANONICAL, Digest
 from layerfs.driver.interface import FileInfo, StorageDriver
 from layerfs.errors import LayerfsError, LinkInvalid, NotRegularFile, PathNotFound, TagUnknown
-from layerfs.names import check_repository_name, check_tag, is_tag
+from layerfs.names import check_repository_name, check_tag, is_tag, new_upload_id
 from layerfs.registry.links import raise_if_all_failed, read_link, read_links, write_link
-from layerfs.registry.paths import RepositoryDirectory, TagCurrentLink, TagIndexLink
+from layerfs.registry.paths import RepositoryDirectory, TagCurrentLink, TagIndexLink, UploadDirectory
 from layerfs.registry.revisions import UNUSABLE, Revisions, parse_digests
 
 
@@ -97,13 +97,26 @@ class TagService:
         check_repository_name(self.name)
         check_tag(tag)
         await self._revisions.stat(digest)
-        links = [TagIndexLink(self.name, tag, digest).path, TagCurrentLink(self.name, tag).path]
+        index, current = TagIndexLink(self.name, tag, digest).path, TagCurrentLink(self.name, tag).path
         try:
-            await self._driver.stat(links[1])
+            await self._driver.stat(current)
         except (PathNotFound, NotRegularFile):
-            links.reverse()
-        for path in links:
-            await write_link(self._driver, path, digest)
+            await self._begin(tag, digest)
+            await write_link(self._driver, index, digest)
+        else:
+            await write_link(self._driver, index, digest)
+            await write_link(self._driver, current, digest)
+
+    async def _begin(self, tag: str, digest: Digest) -> None:
+        """Makes a tag that is new appear with its meaning: registries list a directory as a tag, whatever is in it."""
+        directory = self._directory(tag)
+        name = TagCurrentLink(self.name, tag).path.removeprefix(f"{directory}/")
+        # Among the uploads it is what registries leave of a cancelled one: nobody sees it, and it is purged.
+        scratch = UploadDirectory(self.name, new_upload_id()).path
+        try:
+            await self._driver.put_directory(directory, name, str(digest).encode(), scratch=scratch)
+        except PathNotFound as error:
+            raise NotRegularFile(directory, "something else stands in its way") from error
 
     async def untag(self, tag: str) -> None:
         """Removes the tag with its history; the manifest stays. What a crash left of a tag is removed as well.

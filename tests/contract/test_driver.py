@@ -273,6 +273,16 @@ async def test_putting_content_leaves_nothing_else(driver: StorageDriver) -> Non
     assert await names_in(driver, "/a") == ["b"]
 
 
+async def test_a_directory_with_its_first_file(driver: StorageDriver) -> None:
+    """Is there, and nothing is left where it was made; one that is there gets another file."""
+    for name in ("b/c", "b/d", "e"):
+        await driver.put_directory("/x/a", name, name.encode(), scratch="/y/a")
+        assert await content_of(driver, f"/x/a/{name}") == name.encode()
+    assert sorted(await names_in(driver, "/x/a")) == ["b", "e"]
+    with pytest.raises(PathNotFound):
+        await driver.stat("/y/a")
+
+
 async def test_content_is_replaced_atomically(driver: StorageDriver) -> None:
     """Who reads while another writes sees one content or the other, complete."""
     contents = {bytes([value]) * 100_000 for value in b"ab"}

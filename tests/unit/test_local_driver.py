@@ -539,6 +539,43 @@ async def test_content_where_files_have_names(
     assert os.listdir(root / "a") == ["b"]
 
 
+async def test_a_directory_appears_with_its_file(
+    driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made elsewhere, and renamed; nothing is left there."""
+    await driver.make_directory("/tags")
+    await driver.make_directory("/uploads")
+    trace = Trace(monkeypatch, root)
+    await driver.put_directory("/tags/v1", "current/link", b"content", scratch="/uploads/1")
+    assert (root / "tags" / "v1" / "current" / "link").read_bytes() == b"content"
+    assert os.listdir(root / "uploads") == []
+    assert trace.calls[-3:] == ["rename /uploads/1 /tags/v1", "fsync /tags", "fsync /uploads"]
+    assert [call for call in trace.calls if "/tags" in call] == trace.calls[-3:-1]
+
+
+async def test_a_directory_that_is_there(driver: LocalDriver, root: Path) -> None:
+    """Keeps what it has, and has the file as well; an empty one is replaced."""
+    await driver.put_content("/tags/v1/index", b"old")
+    await driver.make_directory("/tags/v2")
+    for name in ("v1", "v2"):
+        await driver.put_directory(f"/tags/{name}", "current/link", b"content", scratch="/uploads/1")
+        assert (root / "tags" / name / "current" / "link").read_bytes() == b"content"
+    assert (root / "tags" / "v1" / "index").read_bytes() == b"old"
+    assert os.listdir(root / "uploads") == []
+
+
+async def test_a_directory_in_whose_place_something_else_is(driver: LocalDriver, root: Path, tmp_path: Path) -> None:
+    """It is never followed nor replaced."""
+    (root / "tags").mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "tags" / "v1").symlink_to(outside)
+    with pytest.raises(DriverError):
+        await driver.put_directory("/tags/v1", "current/link", b"content", scratch="/uploads/1")
+    assert os.listdir(outside) == []
+    assert (root / "tags" / "v1").is_symlink()
+
+
 async def test_content_that_many_put_at_once(driver: LocalDriver, root: Path) -> None:
     """One of them is there, whole, and nothing else."""
     async with trio.open_nursery() as nursery:
