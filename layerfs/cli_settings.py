@@ -184,6 +184,8 @@ def reloader(
     defaults: dict[str, Any] = {each.name: each.default for each in fields(MountConfig)} | dict(weaker)
 
     def read_again() -> Reloaded:
+        if first is None and not os.path.lexists(file):
+            return Reloaded(mounted, ())
         now = settings.load(file, known).of("mount", mounted.mountpoint)
         now = {name: value for name, value in now.items() if name not in stronger}
         values: dict[str, Any] = {name: defaults[name] for name in config.RELOADABLE if name not in stronger}

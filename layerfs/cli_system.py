@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from layerfs import cli_settings, examples, exits, install, logs
+from layerfs import cli_settings, examples, exits, install, logs, settings
 from layerfs.command import Output, find_source, say
 from layerfs.config import LOG_FORMATS, LOG_LEVELS, MountConfig
 from layerfs.exits import ExitCode
@@ -70,6 +70,8 @@ def config_command(name: str | None, mountpoint: str | None, output_format: str)
             [(row.command, row.option, "-" if row.value is None else row.value, row.source) for row in rows],
         )
     output.flush()
+    if file is None and settings.is_for_others(settings.DEFAULT_FILE):
+        say(f"{settings.DEFAULT_FILE} is left out: this user may not read it")
     for unknown in cli_settings.unknown_variables(group):
         click.echo(f"layerfs: the variable {unknown} of the environment is no option of layerfs", err=True)
     return ExitCode.OK

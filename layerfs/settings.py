@@ -66,12 +66,20 @@ class Settings:
 
 
 def find_file(named: str | None) -> str | None:
-    """The file to be read: the one that is named, else that of the environment, else the usual one if it exists."""
+    """The file to be read: the one that is named, else that of the environment, else the usual one.
+
+    The usual one only if it exists and this user may read it: with passwords in it, it is for root's mounts alone.
+    """
     if named is None:
         named = os.environ.get(FILE_VARIABLE)
     if named is not None:
         return os.path.abspath(named) if named else None
-    return DEFAULT_FILE if os.path.lexists(DEFAULT_FILE) else None
+    return DEFAULT_FILE if os.path.lexists(DEFAULT_FILE) and not is_for_others(DEFAULT_FILE) else None
+
+
+def is_for_others(file: str) -> bool:
+    """Whether a file is there and this user may not read it."""
+    return os.path.exists(file) and not os.access(file, os.R_OK)
 
 
 def load(file: str, known: Known) -> Settings:

@@ -335,3 +335,15 @@ def test_options_as_documented(machine: Machine) -> None:
     assert rows["mount", "log_format"] == ["json", "/etc/layerfs/layerfs.toml"]
     assert rows["check", "jobs"] == ["8", "/etc/layerfs/layerfs.toml"]
     machine.run("rm", "/etc/layerfs/layerfs.toml")
+
+
+def test_a_file_that_only_root_may_read(machine: Machine) -> None:
+    """Is root's: other users' commands work without it, and `layerfs config` says so."""
+    machine.write("/etc/layerfs/layerfs.toml", "[ls]\nformat = 'json'\n")
+    machine.run("chmod", "600", "/etc/layerfs/layerfs.toml")
+    service = Service(machine, "readers")
+    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--"]
+    assert machine.run("layerfs", "ls", service.source).stdout == '{"repository": "r"}\n'
+    assert machine.run(*user, "layerfs", "ls", service.source).stdout == "r\n"
+    assert "left out" in machine.run(*user, "layerfs", "config", "ls").stderr
+    machine.run("rm", "/etc/layerfs/layerfs.toml")
