@@ -35,8 +35,7 @@ from layerfs.fuse.session import Session, SessionOptions
 from layerfs.metrics import MetricsFile, MetricsUnavailable, served
 from layerfs.registry.cache import CacheUnusable
 from layerfs.source import USER_ERRORS, SourceUnusable, display_name, local_path, open_registry
-from layerfs.view.control import CONTROL
-from layerfs.view.control import STATUS
+from layerfs.view.control import CONTROL, STATUS
 from layerfs.view.tree import Tree, TreeOptions
 
 log = logging.getLogger(__name__)
