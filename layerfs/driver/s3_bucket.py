@@ -224,21 +224,24 @@ class Bucket:
         """
         if found.size > self.copy_threshold:
             await self._copy_in_parts(source, destination, found)
-        else:
-            answer = await self._ask(
-                self._writes,
-                "copy_object",
-                destination,
-                Key=self.key(destination),
-                CopySource=self._copy_source(source),
-                CopySourceIfMatch=_quoted(found.etag),
-                **self.options.object_parameters,
-            )
-            if _etag(answer.get("CopyObjectResult", {})) == found.etag:
-                return
+            return
+        answer = await self._ask(
+            self._writes,
+            "copy_object",
+            destination,
+            Key=self.key(destination),
+            CopySource=self._copy_source(source),
+            CopySourceIfMatch=_quoted(found.etag),
+            **self.options.object_parameters,
+        )
+        copied = _etag(answer.get("CopyObjectResult", {}))
+        if copied == found.etag:
+            return
         now = await self.head(source)
-        if (now.size, now.etag) != (found.size, found.etag):
-            raise ContentChanged(source, "it was replaced while it was copied")
+        if now.etag == copied:
+            # What has been copied is what took the place of `found`.
+            await self.delete(destination)
+        _check_same(source, found, now)
 
     # --- listings ------------------------------------------------------------------------------------------------
 
@@ -380,6 +383,7 @@ class Bucket:
         upload_id = await self.create_upload(destination)
         try:
             parts = await self.copy_into_upload(source, destination, upload_id, found, found.size)
+            _check_same(source, found, await self.head(source))
             await self.complete_upload(destination, upload_id, parts)
         except BaseException:
             with contextlib.suppress(DriverError):
@@ -532,6 +536,12 @@ def _is_aws(endpoint: str) -> bool:
 def _is_refusal(error: exceptions.ClientError) -> bool:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status == 400 and error_code(error) in {"400", "InvalidRequest", "InvalidDigest", "MalformedXML"}
+
+
+def _check_same(path: str, found: StoredObject, now: StoredObject) -> None:
+    """Raises `ContentChanged` unless an object is still what it was."""
+    if (now.size, now.etag) != (found.size, found.etag):
+        raise ContentChanged(path, "it was replaced while it was copied")
 
 
 def _check_total(path: str, answer: Any, size: int) -> None:

@@ -419,15 +419,21 @@ async def test_the_version_of_other_bytes_is_another(drivers: Drivers, stored, p
         assert sealed.version != version
 
 
-async def test_a_sealed_upload_that_somebody_replaces(drivers: Drivers, stored) -> None:
+@pytest.mark.parametrize("threshold", [PART, None])
+async def test_a_sealed_upload_that_somebody_replaces(
+    drivers: Drivers, stored, payload: Payload, threshold: int | None
+) -> None:
     """Nothing is published, and nothing of it is read as if it were what was sealed."""
-    stored.begin(DATA, (1, b"content"))
-    async with await drivers().seal(DATA) as sealed:
-        stored.put(DATA, b"CONTENT")
+    content = payload(PART + 1)
+    stored.put(DATA, content)
+    async with await drivers(multipart_copy_threshold=threshold).seal(DATA) as sealed:
+        stored.put(DATA, content[::-1])
         with pytest.raises(ContentChanged):
             await sealed.read(0, 7)
         with pytest.raises(ContentChanged):
             await sealed.publish(BLOB)
+    assert stored.paths() == [DATA]
+    assert stored.uploads() == []
 
 
 # --- speed and memory ------------------------------------------------------------------------------------------------
