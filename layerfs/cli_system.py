@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -216,7 +218,7 @@ def completion_command(shell: str) -> int:
 
 
 def complete_values(group: click.Group) -> None:
-    """Lets shells complete names of files and directories where a parameter takes one. Nothing is looked at here."""
+    """Lets shells complete what parameters take: names of files, of repositories in a local storage, words."""
     for command in group.commands.values():
         for parameter in command.params:
             metavar = parameter.metavar or ""
@@ -224,6 +226,8 @@ def complete_values(group: click.Group) -> None:
             if kind is not None and not isinstance(parameter.type, click.Choice):
                 # Not click.Path, which would look at the path: a mountpoint may hang.
                 vars(parameter)["shell_complete"] = _files(kind)
+            elif metavar.strip("[").startswith("REPO"):
+                vars(parameter)["shell_complete"] = _repositories
             elif metavar in _WORDS:
                 vars(parameter)["shell_complete"] = _words(_WORDS[metavar])
 
@@ -238,6 +242,9 @@ _FILES: Final[Mapping[str, str]] = {
     "FILE": "file",
     "PATH": "file",
 }
+#: How long a list of repositories may take.
+_COMPLETION_SECONDS: Final = 1.0
+
 _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "LEVEL": LOG_LEVELS,
     "FORMAT": LOG_FORMATS,
@@ -247,6 +254,35 @@ _WORDS: Final[Mapping[str, tuple[str, ...]]] = {
 
 def _files(kind: str) -> Callable[[click.Context, str], list[CompletionItem]]:
     return lambda _context, incomplete: [CompletionItem(incomplete, type=kind)]
+
+
+def _repositories(context: click.Context, incomplete: str) -> list[CompletionItem]:
+    """The repositories of a storage on this machine; after a colon, the tags of one."""
+    source = context.params.get("source")
+    if not isinstance(source, str) or "://" in source:
+        return []
+    root = os.path.join(source, "docker/registry/v2/repositories")
+    repository, colon, begun = incomplete.partition(":")
+    if colon:
+        tags = _names(os.path.join(root, repository, "_manifests/tags"))
+        return [CompletionItem(f"{repository}:{tag}") for tag in tags if tag.startswith(begun)]
+    found = []
+    began = time.monotonic()
+    for path, directories, _ in os.walk(root):
+        if {"_layers", "_manifests"} & {*directories}:
+            found.append(CompletionItem(os.path.relpath(path, root)))
+        directories[:] = sorted(name for name in directories if not name.startswith("_"))
+        if time.monotonic() - began > _COMPLETION_SECONDS:
+            # Nobody waits for a registry to be read because of a key.
+            break
+    return [item for item in found if item.value.startswith(incomplete)]
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
 
 
 def _words(words: Sequence[str]) -> Callable[[click.Context, str], list[CompletionItem]]:

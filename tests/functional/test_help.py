@@ -18,6 +18,7 @@ import click
 import pytest
 from harness.commands import run
 from harness.mount import COMMAND
+from harness.storage import Storage
 
 from layerfs import cli, examples, manual
 
@@ -178,6 +179,29 @@ def test_completion_in_a_shell(shell: str, tmp_path: Path) -> None:
         terminal.wait_for("invalid umask '9'")
     finally:
         terminal.close()
+
+
+def test_completion_of_repositories(tmp_path: Path) -> None:
+    """Names in a storage on this machine, and tags; of any other there are none, and nothing is asked."""
+    storage = Storage.create(tmp_path / "storage")
+    for name in ("team/app", "team/app/nested", "team/tool", "other"):
+        storage.make_repository(name)
+    for tag in ("v1", "v2", "w"):
+        (storage.repository("team/app") / "_manifests/tags" / tag / "current").mkdir(parents=True)
+
+    def completed(*words: object) -> list[str]:
+        variables = {
+            "_LAYERFS_COMPLETE": "fish_complete",
+            "COMP_WORDS": " ".join(["layerfs", *map(str, words)]),
+            "COMP_CWORD": str(words[-1]),
+        }
+        said = run(COMMAND, env=os.environ | variables).stdout
+        return [line.partition(",")[2].partition("\t")[0] for line in said.splitlines() if line.startswith("plain,")]
+
+    assert completed("ls", storage.root, "te") == ["team/app", "team/app/nested", "team/tool"]
+    assert completed("cat", storage.root, "team/app:v") == ["team/app:v1", "team/app:v2"]
+    assert completed("ls", "s3://bucket", "te") == []
+    assert completed("ls", tmp_path / "none", "te") == []
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------
