@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from harness.commands import run
 from harness.mount import COMMAND
 from harness.storage import Storage
@@ -43,13 +44,18 @@ def page(man: Path, name: str, section: int = 1) -> str:
     return " ".join(result.stdout.split())
 
 
+def help_of(name: str) -> str:
+    """What `layerfs NAME --help` says."""
+    return CliRunner().invoke(cli.layerfs, [name, "--help"], prog_name="layerfs").output
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
     """Each command says in a line what it is for, shows how it is used, and explains every option."""
-    result = run(COMMAND, name, "--help")
-    assert result.stdout.startswith(f"Usage: layerfs {name} ")
-    assert "Examples:" in result.stdout
-    assert "Exit codes" in result.stdout
+    shown = help_of(name)
+    assert shown.startswith(f"Usage: layerfs {name} ")
+    assert "Examples:" in shown
+    assert "Exit codes" in shown
     assert name in examples.SUMMARIES
     command = cli.layerfs.commands[name]
     for option in command.params:
@@ -89,7 +95,7 @@ def test_manual_pages(man: Path, name: str) -> None:
     shown = page(man, f"layerfs-{name}")
     assert f"layerfs-{name} - {examples.SUMMARIES[name]}" in shown
     assert "EXIT STATUS" in shown
-    for option in re.findall(r"^  .*?(--[a-z-]+)", run(COMMAND, name, "--help").stdout, re.MULTILINE):
+    for option in re.findall(r"^  .*?(--[a-z-]+)", help_of(name), re.MULTILINE):
         assert option in shown
     for example in examples.EXAMPLES[name]:
         assert " ".join(example.line.replace("…", "...").split()) in shown
