@@ -91,10 +91,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class OpenUpload:
-    """An open multipart upload, by its key."""
+    """An open multipart upload, by its key. `began_at` is in nanoseconds since 1970, 0 if the store does not say."""
 
     key: str
     upload_id: str
+    began_at: int = 0
 
 
 class Bucket:
@@ -273,7 +274,7 @@ class Bucket:
         more: dict[str, str] = {}
         while True:
             answer = await self._ask(self._metadata, "list_multipart_uploads", path, Prefix=prefix, **more)
-            found += [OpenUpload(upload["Key"], upload["UploadId"]) for upload in answer.get("Uploads", [])]
+            found += map(_open_upload, answer.get("Uploads", []))
             if not answer.get("IsTruncated") or not answer.get("NextKeyMarker"):
                 return found
             more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
@@ -568,6 +569,11 @@ def _stored_object(answer: Mapping[str, Any]) -> StoredObject:
 
 def _listed_object(found: Mapping[str, Any]) -> StoredObject:
     return StoredObject(found["Size"], _etag(found), _nanoseconds(found["LastModified"]))
+
+
+def _open_upload(found: Mapping[str, Any]) -> OpenUpload:
+    began_at = _nanoseconds(found["Initiated"]) if "Initiated" in found else 0
+    return OpenUpload(found["Key"], found["UploadId"], began_at)
 
 
 def _listed_part(found: Mapping[str, Any]) -> Part:

@@ -24,7 +24,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from layerfs.driver.at_once import gather
@@ -58,6 +58,8 @@ class StoredUpload:
     stray: tuple[Part, ...]
     #: What is at the path: the beginning of what the parts hold, or more than that, and then all there is.
     found: StoredObject | None
+    #: When the open upload was begun, in nanoseconds since 1970; 0 if unknown.
+    began_at: int = 0
 
     @property
     def is_object(self) -> bool:
@@ -70,9 +72,9 @@ class StoredUpload:
 
     @property
     def modified_at(self) -> int:
-        """Nanoseconds since 1970; 0 if nobody has written anything yet."""
+        """Nanoseconds since 1970; 0 if unknown."""
         times = [part.modified_at for part in self.parts]
-        return max(times, default=self.found.modified_at if self.found is not None else 0)
+        return max(times, default=self.found.modified_at if self.found is not None else self.began_at)
 
     @property
     def version(self) -> S3Version:
@@ -115,7 +117,7 @@ async def find_upload(
         found = await _object_at(bucket, path)
     if best.upload_id is None and found is None:
         return None
-    return StoredUpload(best.upload_id, best.parts, best.stray, found)
+    return replace(best, found=found)
 
 
 async def known_upload(bucket: Bucket, path: str, upload_id: str) -> StoredUpload:
@@ -139,7 +141,8 @@ async def _fullest(bucket: Bucket, path: str, uploads: Sequence[OpenUpload]) -> 
     states = [_split(None, [])]
     for upload in uploads:
         with suppress(ContentChanged):
-            states.append(await known_upload(bucket, path, upload.upload_id))
+            state = await known_upload(bucket, path, upload.upload_id)
+            states.append(replace(state, began_at=upload.began_at))
     return max(states, key=lambda state: (state.size, state.upload_id is not None))
 
 
@@ -218,7 +221,7 @@ class S3Upload:
         # Whether every part is one that was stored here, or was listed when this began.
         self._is_known = True
         self._failure: DriverError | None = None
-        self.modified_at = state.modified_at
+        self.modified_at = state.modified_at or time.time_ns()
 
     @property
     def size(self) -> int:

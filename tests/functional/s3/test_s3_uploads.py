@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 
 import pytest
@@ -236,6 +237,20 @@ async def test_deleting_a_directory_aborts_all_uploads_below_it(drivers: Drivers
     assert [path for path, _ in stored.uploads()] == [neighbour]
     with pytest.raises(PathNotFound):
         await drivers().stat(DATA)
+
+
+async def test_an_upload_has_the_time_of_its_last_change(drivers: Drivers, stored) -> None:
+    """Of its beginning as long as there is nothing in it; for whoever writes it and for everybody else."""
+    second = 1_000_000_000
+    before = time.time_ns()
+    writer = await (writing := drivers()).writer(DATA, append=False)
+    for driver in (writing, drivers()):
+        assert before - 2 * second <= (await driver.stat(DATA)).modified_at <= time.time_ns() + 2 * second
+    await writer.write([b"content"])
+    await writer.flush()
+    for driver in (writing, drivers()):
+        assert before - 2 * second <= (await driver.stat(DATA)).modified_at <= time.time_ns() + 2 * second
+    await writer.close()
 
 
 async def test_an_upload_is_in_the_listing_of_its_directory(drivers: Drivers, stored) -> None:
