@@ -215,6 +215,7 @@ class _Store:
         self._root = root.rstrip("/")
         self.has_directories = urlsplit(url).scheme not in _OBJECT_STORES
         self._is_local = bool(getattr(fs, "local_file", False))
+        self._is_webdav = urlsplit(url).scheme in {"dav", "webdav"}
 
     def key(self, path: str) -> str:
         return self._root + path if path != "/" else self._root or "/"
@@ -307,7 +308,10 @@ class _Store:
             self._rename(source, destination)
 
     def _rename(self, source: str, destination: str) -> None:
-        if self.has_directories:
+        if self._is_webdav:
+            # fsspec has it refuse to replace a file; the protocol does not.
+            self.fs.client.move(self.key(source), self.key(destination), overwrite=True)
+        elif self.has_directories:
             self.fs.mv(self.key(source), self.key(destination))
             self.sync(destination)
         else:
