@@ -73,6 +73,28 @@ def test_kill_9(machine: Machine) -> None:
     machine.systemctl("stop", service.unit)
 
 
+@pytest.mark.soak
+def test_killed_again_and_again(machine: Machine) -> None:
+    """Thirty times in the middle of one upload, which goes on where stat says, and is whole in the end."""
+    service = Service(machine, "tormented")
+    machine.write(f"/etc/systemd/system/{service.unit}.d/limit.conf", "[Unit]\nStartLimitBurst=100\n")
+    machine.systemctl("daemon-reload")
+    service.start()
+    source = machine.directory / "torment"
+    source.write_bytes(os.urandom(32 * MIB))
+    target = f"{service.place}/r/_uploads/x"
+    script = f"tail -c +$(($(stat -c %s {target} 2> /dev/null || echo 0) + 1)) {source} >> {target}"
+    for _ in range(30):
+        with subprocess.Popen(machine.command("sh", "-c", script), stderr=subprocess.DEVNULL):
+            killed = service.kill(signal.SIGKILL)
+        wait_until(lambda killed=killed: service.is_back(killed), "the mount to be back")
+    machine.run("sh", "-c", script)
+    digest = machine.run("sha256sum", source).stdout.split()[0]
+    machine.run("mv", target, f"{service.place}/r/_layers/sha256:{digest}")
+    assert machine.run("sha256sum", f"{service.place}/r/_layers/sha256:{digest}").stdout.split()[0] == digest
+    machine.systemctl("stop", service.unit)
+
+
 def test_a_daemon_that_hangs(machine: Machine) -> None:
     """The watchdog ends a daemon that does not answer, and the mount is back."""
     service = Service(machine, "hung")
