@@ -19,7 +19,7 @@ def originals(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return Originals(fixture_trees, tmp_path_factory.mktemp("originals"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fixture_mount(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """The fixture's storage, mounted with default options. Whoever changes it uses a repository of his own."""
     directory = tmp_path_factory.mktemp("fixture-mount")
