@@ -231,7 +231,8 @@ def _serve(
         return reloaded
 
     try:
-        for file in filter(None, (settings.log_file, settings.metrics_file)):
+        in_cache = settings.content_directory and f"{settings.content_directory}/lock"
+        for file in filter(None, (settings.log_file, settings.metrics_file, in_cache)):
             mountpoints.check_log_file(file, settings.mountpoint)
         configure_logs(settings)
     except (mountpoints.MountpointError, logs.LogUnavailable) as error:

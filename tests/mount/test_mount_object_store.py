@@ -16,7 +16,7 @@ from harness.mount import COMMAND, Mount
 from harness.object_stores import gateway
 from harness.remote import RemoteRegistry, blob_key, link_key
 from harness.s3_proxy import S3Proxy
-from harness.storage import digest_of
+from harness.storage import Storage, digest_of
 from harness.tolerance import forgive_refusals, refusals
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -403,3 +403,18 @@ def test_a_directory_that_others_can_use_is_refused(remote: RemoteRegistry, tmp_
     assert mounting.returncode == 1
     assert "chmod 700" in mounting.stderr
     assert len(mounting.stderr.splitlines()) == 1
+
+
+def test_a_cache_inside_the_mount_is_refused(tmp_path: Path) -> None:
+    """The daemon would wait for itself."""
+    storage = Storage.create(tmp_path / "storage")
+    (tmp_path / "mnt").mkdir()
+    mounting = subprocess.run(
+        [COMMAND, "mount", storage.root, tmp_path / "mnt", "--cache-dir", tmp_path / "mnt/cache"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert mounting.returncode == 1
+    assert "inside the mountpoint" in mounting.stderr
+    assert os.listdir(tmp_path / "mnt") == []
