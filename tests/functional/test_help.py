@@ -176,9 +176,7 @@ def test_completion_in_a_shell(shell: str, tmp_path: Path) -> None:
         terminal.type(f"{setup}; echo prepa''red\n")
         terminal.wait_for("prepared")
         # What is typed is no command and no option until it is completed.
-        terminal.type("layerfs purge-up\t--dry\tstorage-of\t")
-        time.sleep(0.5)  # a person does not type on while the shell completes
-        terminal.type("\n")
+        terminal.type("layerfs purge-up\t--dry\tstorage-of\t\n")
         said = terminal.wait_for("no registry storage")
         assert "storage-of-mine" in said
         terminal.type("layerfs mount --log-level warn\t--umask 9 a b\n")
