@@ -1,4 +1,4 @@
-"""Small files that are written at their final name: held in memory, and handed on whole when they are closed."""
+"""Small files in memory: to be read, or written at their final name and handed on whole when they are closed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from collections.abc import Awaitable, Callable, Hashable
 from layerfs.errors import ManifestTooLarge
 from layerfs.view.nodes import Attributes, Handle, Node, file_attributes
 from layerfs.view.state import MountState
+
+
+class MemoryHandle(Handle):
+    """Reads what is in memory: one state of a file that is not stored as it is shown."""
+
+    direct = True
+
+    def __init__(self, path: str, content: bytes) -> None:
+        self.path = path
+        self._content = content
+
+    def read_nowait(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self.read_nowait(offset, length)
 
 
 class BufferedHandle(Handle):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final
 
 from layerfs.errors import NotPermitted
+from layerfs.view.buffered import MemoryHandle
 from layerfs.view.nodes import (
     Attributes,
     Directory,
@@ -90,7 +91,7 @@ class ControlFile(Node):
 
     async def open(self, flags: int) -> Handle:
         _check_reading(self.path, flags)
-        return ControlHandle(self.path, self._content().encode())
+        return MemoryHandle(self.path, self._content().encode())
 
 
 class AccessLogFile(Node):
@@ -113,22 +114,6 @@ class AccessLogFile(Node):
     async def open(self, flags: int) -> Handle:
         _check_reading(self.path, flags)
         return self._state.stats.access_log.open(self.path)
-
-
-class ControlHandle(Handle):
-    """An open file of `.layerfs`: one state of it."""
-
-    direct = True
-
-    def __init__(self, path: str, content: bytes) -> None:
-        self.path = path
-        self._content = content
-
-    def read_nowait(self, offset: int, length: int) -> bytes:
-        return self._content[offset : offset + length]
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return self.read_nowait(offset, length)
 
 
 def _check_reading(path: str, flags: int) -> None:

@@ -30,6 +30,7 @@ from layerfs.oci import looks_like_manifest
 from layerfs.registry import BlobInfo
 from layerfs.registry.unused import remove_unused
 from layerfs.view.blob_file import BlobFile
+from layerfs.view.buffered import MemoryHandle
 from layerfs.view.layers import LayersDirectory
 from layerfs.view.live_uploads import UploadFile
 from layerfs.view.manifests import ManifestsDirectory
@@ -101,29 +102,13 @@ class CandidateFile(Node):
 
     async def open(self, flags: int) -> Handle:
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
-            return ContentHandle(self.path, self._candidate.content)
+            return MemoryHandle(self.path, self._candidate.content)
         _, handle = await self._directory.create(self._candidate.digest.hex, flags)
         return handle
 
     def check_ownership_change(self) -> None:
         """Taken and ignored, as for every blob of a layout."""
         self._directory.layouts.state.check_writable()
-
-
-class ContentHandle(Handle):
-    """Reads what is in memory."""
-
-    direct = True
-
-    def __init__(self, path: str, content: bytes) -> None:
-        self.path = path
-        self._content = content
-
-    def read_nowait(self, offset: int, length: int) -> bytes:
-        return self._content[offset : offset + length]
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return self._content[offset : offset + length]
 
 
 class BlobsDirectory(ScratchHolder):

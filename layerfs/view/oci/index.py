@@ -21,10 +21,9 @@ from layerfs.errors import LayerfsError, LayerUnknown, ManifestNotHere, TagUnkno
 from layerfs.manifest import MANIFEST_LIMIT, Descriptor, parse_manifest
 from layerfs.oci import INDEX_FILE, INDEX_LIMIT, Changes, IndexContent, IndexEntry, merge, parse_index, render_index
 from layerfs.registry.tags import Tag
-from layerfs.view.buffered import BufferedHandle
+from layerfs.view.buffered import BufferedHandle, MemoryHandle
 from layerfs.view.caller import Process, calling_process
 from layerfs.view.nodes import Attributes, Handle, Node, file_attributes
-from layerfs.view.oci.blobs import ContentHandle
 from layerfs.view.oci.state import Candidate, Layouts
 
 #: Bytes beyond which an index is parsed in a thread, one at a time: one of 50,000 tags takes half a second.
@@ -73,7 +72,7 @@ class IndexFile(Node):
             self._layouts.was_read(process, self._repository, now)
         content = render_index(entries)
         if not writes:
-            return ContentHandle(self.path, b"" if flags & os.O_TRUNC else content)
+            return MemoryHandle(self.path, b"" if flags & os.O_TRUNC else content)
         known = self._layouts.read_by(process, self._repository)
 
         async def put(written: bytes) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 from layerfs.errors import EntryExists, NotPermitted
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.oci import INDEX_FILE, INDEX_LIMIT, LAYOUT_CONTENT, LAYOUT_FILE, check_layout
-from layerfs.view.buffered import BufferedHandle
+from layerfs.view.buffered import BufferedHandle, MemoryHandle
 from layerfs.view.live_uploads import UploadFile
 from layerfs.view.nodes import OCI, Attributes, Directory, DirectoryEntry, Handle, Node, file_attributes
-from layerfs.view.oci.blobs import BLOBS, BlobsDirectory, ContentHandle
+from layerfs.view.oci.blobs import BLOBS, BlobsDirectory
 from layerfs.view.oci.index import IndexFile
 from layerfs.view.oci.scratch import ScratchHolder
 from layerfs.view.oci.state import Layouts, ScratchFile, ScratchNames
@@ -44,7 +44,7 @@ class LayoutFile(Node):
 
     async def open(self, flags: int) -> Handle:
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
-            return ContentHandle(self.path, LAYOUT_CONTENT)
+            return MemoryHandle(self.path, LAYOUT_CONTENT)
         self._state.check_writable()
         content = b"" if flags & os.O_TRUNC else LAYOUT_CONTENT
         return BufferedHandle(self.path, self.replace, limit=MANIFEST_LIMIT, content=content)

@@ -16,6 +16,7 @@ from layerfs.errors import ReadOnlyMount, TagUnknown
 from layerfs.names import is_tag
 from layerfs.oci import INDEX_FILE, LAYOUT_CONTENT, LAYOUT_FILE, IndexEntry, render_index
 from layerfs.registry.tags import Tag
+from layerfs.view.buffered import MemoryHandle
 from layerfs.view.nodes import (
     Attributes,
     DirectoryEntry,
@@ -26,7 +27,7 @@ from layerfs.view.nodes import (
     file_attributes,
     no_entry,
 )
-from layerfs.view.oci.blobs import BLOBS, AlgorithmDirectory, ContentHandle, LayoutBlob
+from layerfs.view.oci.blobs import BLOBS, AlgorithmDirectory, LayoutBlob
 from layerfs.view.oci.index import current_entries, entries_of
 from layerfs.view.oci.state import Layouts
 from layerfs.view.read_only import ReadOnlyDirectory
@@ -132,7 +133,7 @@ class ContentFile(ListedNode):
     async def open(self, flags: int) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise ReadOnlyMount(f"{self.path} can be read only, on every mount")
-        return ContentHandle(self.path, self._content)
+        return MemoryHandle(self.path, self._content)
 
     async def truncate(self, size: int) -> None:  # noqa: ARG002
         self.check_ownership_change()
