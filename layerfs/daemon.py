@@ -237,13 +237,17 @@ class _Daemon:
     async def _keep_alive(self) -> None:
         """Tells the watchdog of systemd, if it is on, that the kernel has answers through this mount."""
         interval = watchdog_interval()
-        while interval is not None:
+        while interval is not None and not self._is_ending():
             with trio.move_on_after(interval) as limit:
                 await self._ask_mount()
                 notify("WATCHDOG=1")
-            if limit.cancelled_caught:
+            if limit.cancelled_caught and not self._is_ending():
                 log.warning("the mount on %r gave no answer within %.0f s", self._mountpoint, interval)
             await trio.sleep(interval)
+
+    def _is_ending(self) -> bool:
+        # New requests are not answered any more then, and systemd does not wait for signs of life.
+        return self._signals > 0 or self._phase is _Phase.ENDING
 
     async def _ask_mount(self) -> None:
         """Returns when a request has come through the kernel and been answered. No storage is asked for it."""

@@ -118,7 +118,7 @@ def test_a_daemon_that_hangs(machine: Machine) -> None:
 
 
 def test_reload(machine: Machine) -> None:
-    """`systemctl reload` returns when the new options hold; it is the same daemon."""
+    """`systemctl reload` makes the new options hold; it is the same daemon."""
     service = Service(machine, "reloaded", LAYERFS_CONFIG_FILE="/etc/layerfs/reloaded.toml")
     machine.write("/etc/layerfs/reloaded.toml", "")
     service.start()
