@@ -33,6 +33,8 @@ from layerfs.errors import ContentChanged, DriverError
 
 #: Parts that are composed while more are written: more of them cost fewer requests, fewer lose less in a crash.
 _COMPOSED_AT: Final = 8
+#: Parts that may be there and not composed, stored or on their way: what a crash can lose.
+_MOST_PARTS: Final = 2 * _COMPOSED_AT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,8 @@ class GcsUpload(ObjectUpload):
             if stored >= _COMPOSED_AT and self._composing is None:
                 self._composing = asyncio.ensure_future(self._compose(stored))
             waiting = [part.storing for part in self._parts if not part.storing.done()]
-            # Those that are stored and not composed yet are no burden, but there must be an end to them.
             is_full = len(waiting) >= self._bucket.options.parts_in_flight
-            if not is_full and len(self._parts) < 2 * MOST_COMPOSED:
+            if not is_full and len(self._parts) < _MOST_PARTS:
                 return
             pending = [*waiting, self._composing] if self._composing is not None else waiting
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
