@@ -70,6 +70,15 @@ def sizes_in(directory: Path) -> dict[str, int]:
     return {fields[-1]: int(fields[4]) for fields in map(str.split, lines[1:])}
 
 
+def wait_kept(cache: Path, *digests: str) -> None:
+    """The last bytes of a layer are stored after they were given out."""
+    deadline = time.monotonic() + 20
+    wanted = {digest.replace(":", "-") for digest in digests}
+    while not wanted <= {path.name for path in (cache / "blobs").iterdir()}:
+        assert time.monotonic() < deadline, "it was not kept"
+        time.sleep(0.02)  # polling interval
+
+
 # --- listings ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +338,7 @@ def test_what_was_read_is_not_fetched_again(remote: RemoteRegistry, mounts: Moun
     for digest, content in zip(digests, contents, strict=True):
         assert layer(first, digest).read_bytes() == content
     assert sum(each.received for each in remote.gets(digests[0])) <= 1.05 * len(contents[0])
+    wait_kept(tmp_path / "cache", *digests[:2])
     second = mounts(remote.url, "--cache-dir", str(tmp_path / "cache"), "--read-only")
     remote.proxy.forget()
     for digest, content in zip(digests, contents, strict=True):
@@ -342,6 +352,7 @@ def test_what_the_disk_has_changed_is_fetched_again(remote: RemoteRegistry, moun
     digest = remote.put_layer("a", content)
     first = mounts(remote.url, "--cache-dir", str(tmp_path / "cache"))
     assert layer(first, digest).read_bytes() == content
+    wait_kept(tmp_path / "cache", digest)
     (file,) = (tmp_path / "cache/blobs").iterdir()
     stored = bytearray(file.read_bytes())
     stored[5 * MIB] ^= 1
