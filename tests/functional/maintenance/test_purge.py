@@ -37,9 +37,9 @@ REGISTRY_RULES = [
     ("2001-02-03T04:05:06-11:30", True),
     ("2001-02-03T04:05:06.5Z", True),
     ("2001-02-03T04:05:06.123456789Z", True),
-    (ago(days=8), True),
-    (ago(days=6), False),
-    (ago(days=-1), False),
+    pytest.param(ago(days=8), True, id="8 days ago"),
+    pytest.param(ago(days=6), False, id="6 days ago"),
+    pytest.param(ago(days=-1), False, id="tomorrow"),
 ]
 
 #: What a registry does not understand, and therefore keeps for ever.
