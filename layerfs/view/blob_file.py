@@ -53,7 +53,17 @@ class BlobFile(ListedNode):
             modified_at=self.blob.stored_at,
             links=_LINKS,
         )
-        return replace(attributes, entry_timeout=self._state.options.metadata_ttl, attribute_timeout=IMMUTABLE_TIMEOUT)
+        return replace(attributes, entry_timeout=self._believable_for, attribute_timeout=IMMUTABLE_TIMEOUT)
+
+    @property
+    def _believable_for(self) -> float:
+        """Seconds for which the kernel may believe that the blob is there: since storage was asked, not since now.
+
+        A listing can be made of what was seen long ago; what it says counts like any listing.
+        """
+        ttl, seen_at = self._state.options.metadata_ttl, self.blob.seen_at
+        age = trio.current_time() - seen_at if seen_at is not None else 0.0
+        return ttl - age if age < ttl else ttl
 
     async def extended_attributes(self) -> dict[str, str]:
         return {"digest": str(self.blob.digest), "mediatype": await self.media_type(), "repository": self.repository}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NewType
 
 from layerfs.errors import InvalidArgument, IsDirectory, NoSuchEntry, NotPermitted
@@ -50,6 +50,11 @@ class DirectoryEntry:
     name: bytes
     node: Node
     attributes: Attributes
+
+    def believable_for(self, seconds: float) -> DirectoryEntry:
+        """The same, but no longer believed by the kernel than that."""
+        timeout = min(self.attributes.entry_timeout, seconds)
+        return replace(self, attributes=replace(self.attributes, entry_timeout=timeout))
 
 
 class Handle(ABC):

@@ -38,8 +38,11 @@ class OwnDirectory(Directory):
     ) -> Sequence[DirectoryEntry]:
         """The listing from memory while it is fresh, else what `list_nodes` gives."""
         entries = listings.get(self.repository)
-        if entries is None:
-            began_at = time.monotonic()
-            entries = [node.entry() for node in await list_nodes()]
-            listings.put(self.repository, began_at, entries)
+        if entries is not None:
+            # What they say counts since they were listed: the kernel may not believe it for as long again.
+            left = listings.left(self.repository)
+            return [entry.believable_for(left) for entry in entries]
+        began_at = time.monotonic()
+        entries = [node.entry() for node in await list_nodes()]
+        listings.put(self.repository, began_at, entries)
         return entries

@@ -70,6 +70,11 @@ class ExpiringListings(Generic[_Value]):
         self.hits += 1
         return kept[1]
 
+    def left(self, name: str) -> float:
+        """Seconds for which the listing stays fresh; 0 if it is not."""
+        kept = self._kept.get(name)
+        return max(0.0, kept[0] - time.monotonic()) if kept is not None else 0.0
+
     def put(self, name: str, began_at: float, listing: Sequence[_Value]) -> None:
         """Keeps a listing that was begun at `began_at` (monotonic): changes since then may be missing from it.
 

@@ -22,7 +22,7 @@ from layerfs.driver.memory import MemoryDriver
 from layerfs.errors import LayerfsError
 from layerfs.fuse.errnos import errno_of
 from layerfs.registry import Registry
-from layerfs.view.tree import Tree, TreeOptions
+from layerfs.view.tree import ROOT_INO, Tree, TreeOptions
 
 CONTENT = b"the content of a layer " * 5000
 DIGEST = digest_of(CONTENT)
@@ -395,3 +395,23 @@ async def test_a_reader_after_its_writer_has_failed(shown: InProcess, driver: Fa
     await reading.close()
     assert (await shown.stat(shown.upload("x"))).size == 6
     assert await outcome(writing.close) == errno.EIO  # once more: the bytes are lost
+
+
+async def test_a_listing_from_memory_is_believed_no_longer_than_a_new_one(
+    driver: FaultyDriver, nursery: trio.Nursery
+) -> None:
+    """Together with what the kernel remembers, nothing is believed longer than the time to live."""
+    registry = await Registry.open(driver, create=True)
+    await registry.create_repository("a")
+    shown = InProcess(Tree(registry, TreeOptions(metadata_ttl=60.0), nursery), driver, "a")
+    await shown.put_layer(CONTENT)
+    timeouts = []
+    for _ in range(2):
+        ino, _ = await shown.tree.lookup(ROOT_INO, b"a")
+        layers, _ = await shown.tree.lookup(ino, b"_layers")
+        handle = await shown.tree.open_directory(layers)
+        (entry,) = shown.tree.directory(handle).entries
+        timeouts.append(entry.attributes.entry_timeout)
+        shown.tree.release_directory(handle)
+        await trio.sleep(0.01)  # for the clock to go on
+    assert 60.0 >= timeouts[0] > timeouts[1] + 0.009
