@@ -271,12 +271,24 @@ def _continue_upload(upload: Path, promise: Promise) -> str | None:
     size = upload.stat().st_size
     if size < promise.saved:
         return f"only {size} bytes are left"
-    data = promise.data
-    if upload.read_bytes() != data[:size]:
-        return f"its {size} bytes are others"
+    data, found = promise.data, upload.read_bytes()
+    if found != data[:size]:
+        if not _is_cut_in_a_block(found, data, promise.saved):
+            return f"its {size} bytes are others"
+        os.truncate(upload, size := promise.saved)
     with open(upload, "ab") as file:
         file.write(data[size:])
     return None
+
+
+def _is_cut_in_a_block(found: bytes, data: bytes, saved: int) -> bool:
+    """Whether only bytes that were never acknowledged are zeros, in the block in which the acknowledged ones end.
+
+    So can a file system leave it that keeps the new size of a file before the bytes, where these need no new block.
+    """
+    ends_there = len(found) <= (saved // 4096 + 1) * 4096
+    others = (byte for byte, right in zip(found[saved:], data[saved:], strict=False) if byte != right)
+    return ends_there and found[:saved] == data[:saved] and not any(others)
 
 
 if __name__ == "__main__":
