@@ -152,18 +152,6 @@ def test_the_daemon_dies_between_two_calls(target: Target, images: Images) -> No
     assert_clean(target.storage)
 
 
-#: The file that the daemon was about to rename to a link, when it was killed; it harms nobody, and stays.
-LEFT = "left-over-tmp"
-
-#: The directory of a tag that it had made a moment before; the next push of the tag fills it.
-UNFINISHED = "tag-without-current"
-
-
-def wrong(target: Target, *expected: str) -> list[str]:
-    """What is wrong in storage, but for faults of these kinds."""
-    return [fault for fault in faults(target.storage) if fault.split()[0] not in expected]
-
-
 class Pushes:
     """Pushes of one image by skopeo to ever new repositories."""
 
@@ -199,7 +187,7 @@ class Pushes:
         if mount.is_alive:
             return False
         mount.remount()
-        assert wrong(self.target, LEFT, UNFINISHED) == [], f"killed at {call}"
+        assert faults(self.target.storage) == [], f"killed at {call}"
         self.push(repository)
         assert_complete(self.target.layout(repository), "v1", self.image)
         return True
@@ -214,7 +202,7 @@ def die_at_calls(target: Target, images: Images, directory: Path, sample: int | 
     died = [pushes.die_at(call) for call in calls]
     forgive_refusals(target.mount)
     assert sum(died) >= len(died) / 2, f"only {sum(died)} of {len(died)} calls were reached"
-    assert wrong(target, LEFT) == []
+    assert_clean(target.storage)
 
 
 def test_the_daemon_dies_under_skopeo(target: Target, images: Images, tmp_path: Path) -> None:
