@@ -15,11 +15,8 @@ from layerfs import config
 from layerfs.command import (
     Fields,
     Output,
-    OutputFailed,
     SourceCommand,
-    report_bug,
-    run_on_registry,
-    say,
+    run_reading,
     source_argument,
 )
 from layerfs.exits import ExitCode
@@ -106,20 +103,15 @@ def warm_command(
         finally:
             await cache.close()
 
-    try:
-        return run_on_registry(source, work, verb="read")
-    except click.ClickException:
-        raise
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on where this one was")
-        return ExitCode.INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
-        exit_code = _exit_code(error)
-        if exit_code is ExitCode.BUG:
-            report_bug(error)
-        else:
-            say(str(error))
-        return exit_code
+    from layerfs.registry.cache import CacheUnusable
+    from layerfs.warming import CacheTooSmall
+
+    return run_reading(
+        source,
+        work,
+        usage_errors=(CacheUnusable, CacheTooSmall),
+        interrupted="interrupted; the same command goes on where this one was",
+    )
 
 
 async def _warm(registry: Registry, cache: Any, references: Sequence[Reference], jobs: int, results: _Results) -> int:
@@ -141,24 +133,6 @@ async def _warm(registry: Registry, cache: Any, references: Sequence[Reference],
                     results.add(each)
     results.finish()
     return results.exit_code
-
-
-def _exit_code(error: Exception) -> ExitCode:
-    from layerfs.errors import AccessDenied, InvalidName, LayerfsError
-    from layerfs.reading import NotThere
-    from layerfs.registry.cache import CacheUnusable
-    from layerfs.source import SourceUnusable
-    from layerfs.warming import CacheTooSmall
-
-    match error:
-        case SourceUnusable():
-            return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
-        case NotThere() | InvalidName() | AccessDenied() | CacheUnusable() | CacheTooSmall():
-            return ExitCode.USAGE
-        case LayerfsError() | OutputFailed():
-            return ExitCode.FAILED
-        case _:
-            return ExitCode.BUG
 
 
 class _Results:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from layerfs.command import Output, OutputFailed, SourceCommand, report_bug, run_on_registry, say, source_argument
+from layerfs.command import Output, OutputFailed, SourceCommand, run_reading, say, source_argument
 from layerfs.exits import ExitCode
 from layerfs.terminal import draw, human_bytes, make_console, make_table, plain
 
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from layerfs.command import Work
     from layerfs.registry import Registry
     from layerfs.source import Source
     from layerfs.usage import ImageUse, RepositoryUse, StorageUse
@@ -40,39 +39,6 @@ _FORMAT = click.option(
     default="table",
     help="A picture for people, or one JSON object [default: table].",
 )
-
-
-def _run(source: Source, work: Work) -> int:
-    try:
-        return run_on_registry(source, work, verb="read")
-    except click.ClickException:
-        raise
-    except KeyboardInterrupt:
-        say("interrupted")
-        return ExitCode.INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
-        exit_code = _exit_code(error)
-        if exit_code is ExitCode.BUG:
-            report_bug(error)
-        else:
-            say(str(error))
-        return exit_code
-
-
-def _exit_code(error: Exception) -> ExitCode:
-    from layerfs.errors import AccessDenied, InvalidName, LayerfsError
-    from layerfs.reading import NotThere
-    from layerfs.source import SourceUnusable
-
-    match error:
-        case SourceUnusable():
-            return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
-        case NotThere() | InvalidName() | AccessDenied():
-            return ExitCode.USAGE
-        case LayerfsError() | OutputFailed():
-            return ExitCode.FAILED
-        case _:
-            return ExitCode.BUG
 
 
 # --- du ----------------------------------------------------------------------------------------------------------
@@ -115,7 +81,7 @@ def du_command(
             _show_usage(use, chosen, largest, human=not exactly)
         return _tell_problems(use)
 
-    return _run(source, work)
+    return run_reading(source, work)
 
 
 def _tell_problems(use: StorageUse) -> int:
@@ -263,7 +229,7 @@ def tree_command(source: Source, repository: str | None, output_format: str) -> 
             say(f"cannot be looked at: {problem}")
         return ExitCode.FAILED if problems else ExitCode.OK
 
-    return _run(source, work)
+    return run_reading(source, work)
 
 
 def _tree_fields(repository: RepositoryUse) -> dict[str, Any]:

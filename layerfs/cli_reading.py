@@ -16,12 +16,8 @@ import click
 from layerfs.command import (
     Fields,
     Output,
-    OutputFailed,
     SourceCommand,
-    Work,
-    report_bug,
-    run_on_registry,
-    say,
+    run_reading,
     source_argument,
 )
 from layerfs.exits import ExitCode
@@ -41,43 +37,6 @@ Exit codes:
   8   ended by a signal
   32  the storage is damaged or out of reach, or the output cannot be written
 """
-
-
-# --- running -----------------------------------------------------------------------------------------------------
-
-
-def _run(source: Source, work: Work) -> int:
-    """The exit code of what `work` does, with the reason said if it is not 0."""
-    try:
-        return run_on_registry(source, work, verb="read")
-    except click.ClickException:
-        raise
-    except KeyboardInterrupt:
-        say("interrupted")
-        return ExitCode.INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
-        exit_code = _exit_code(error)
-        if exit_code is ExitCode.BUG:
-            report_bug(error)
-        else:
-            say(str(error))
-        return exit_code
-
-
-def _exit_code(error: Exception) -> ExitCode:
-    from layerfs.errors import AccessDenied, InvalidName, LayerfsError
-    from layerfs.reading import NotForTerminals, NotThere
-    from layerfs.source import SourceUnusable
-
-    match error:
-        case SourceUnusable():
-            return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
-        case NotForTerminals() | NotThere() | InvalidName() | AccessDenied():
-            return ExitCode.USAGE
-        case LayerfsError() | OutputFailed():
-            return ExitCode.FAILED
-        case _:
-            return ExitCode.BUG
 
 
 def _reference(_context: click.Context, _parameter: click.Parameter, text: str | None) -> Reference | None:
@@ -146,7 +105,7 @@ def ls_command(source: Source, reference: Reference | None, output_format: str, 
             _show_manifests(await reading.list_manifests(repository, untagged=options.everything), output, options)
         return ExitCode.OK
 
-    return _run(source, work)
+    return run_reading(source, work)
 
 
 def _check_list_options(reference: Reference | None, options: _ListOptions) -> None:
@@ -289,7 +248,7 @@ def cat_command(source: Source, reference: Reference) -> int:
         await _copy(repository, name, output)
         return ExitCode.OK
 
-    return _run(source, work)
+    return run_reading(source, work)
 
 
 async def _copy(repository: Repository, name: LayerName, output: Output) -> None:
@@ -334,7 +293,7 @@ def inspect_command(source: Source, reference: Reference, raw: bool, config: boo
             _show_image(image, output)
         return ExitCode.OK
 
-    return _run(source, work)
+    return run_reading(source, work)
 
 
 def _image_fields(image: Image) -> Fields:

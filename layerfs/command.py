@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import click
 
 from layerfs import logs
+from layerfs.exits import ExitCode
 
 if TYPE_CHECKING:
     from layerfs.registry import Registry
@@ -219,6 +220,46 @@ def run_on_registry(source: Source, work: Work, *, verb: str) -> int:
     if isinstance(cause, BrokenPipeError):
         _end_as_by_pipe()
     raise cause
+
+
+def run_reading(
+    source: Source, work: Work, *, usage_errors: tuple[type[Exception], ...] = (), interrupted: str = "interrupted"
+) -> int:
+    """The exit code of what `work` does with the registry in `source`, with the reason said if it did not succeed.
+
+    `usage_errors` are those that the user can put right, besides what all commands that read have; `interrupted` is
+    what is said after Ctrl-C.
+    """
+    try:
+        return run_on_registry(source, work, verb="read")
+    except click.ClickException:
+        raise
+    except KeyboardInterrupt:
+        say(interrupted)
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - all of it ends in an exit code
+        exit_code = ExitCode.USAGE if isinstance(error, usage_errors) else _reading_exit_code(error)
+        if exit_code is ExitCode.BUG:
+            report_bug(error)
+        else:
+            say(str(error))
+        return exit_code
+
+
+def _reading_exit_code(error: Exception) -> ExitCode:
+    from layerfs.errors import AccessDenied, InvalidName, LayerfsError
+    from layerfs.reading import NotForTerminals, NotThere
+    from layerfs.source import SourceUnusable
+
+    match error:
+        case SourceUnusable():
+            return ExitCode.USAGE if error.is_user_error else ExitCode.FAILED
+        case NotForTerminals() | NotThere() | InvalidName() | AccessDenied():
+            return ExitCode.USAGE
+        case LayerfsError() | OutputFailed():
+            return ExitCode.FAILED
+        case _:
+            return ExitCode.BUG
 
 
 def _end_as_by_pipe() -> None:
