@@ -14,9 +14,10 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from layerfs.driver.at_once import each, gather
 from layerfs.driver.interface import Contents, Entries, Entry, FileInfo, Files, Stats, check_path, is_component
+from layerfs.driver.object_paths import check_may_be_deleted, check_not_root, directory_of_all, names_below
 from layerfs.driver.object_upload import ObjectUpload
 from layerfs.driver.objects import Objects, ObjectVersion, StoredObject
-from layerfs.errors import ContentChanged, ContentTooLarge, InvalidPath, NotRegularFile, PathNotFound, ShortRead
+from layerfs.errors import ContentChanged, ContentTooLarge, NotRegularFile, PathNotFound, ShortRead
 
 #: Where registries have the bytes of an unfinished upload, which may grow while it is read.
 _UPLOAD_DATA: Final = re.compile(r".*/_uploads/[^/]+/data")
@@ -68,7 +69,7 @@ class ObjectStore(ABC, Generic[_Upload]):
         return FileInfo(path, True, 0, 0)
 
     async def stat_file(self, path: str) -> FileInfo:
-        _check_not_root(path)
+        check_not_root(path)
         info = await self.stat(path)
         if info.is_directory:
             raise NotRegularFile(path, "a directory")
@@ -81,19 +82,13 @@ class ObjectStore(ABC, Generic[_Upload]):
         return await each(map(one, paths))
 
     async def list(self, path: str) -> Entries:
-        found: dict[str, bool] = {}
         prefix = self._below(path)
-        exists = path == "/"
-        async for page in self._objects.pages(path, prefix, delimiter="/"):
-            exists = exists or bool(page.objects or page.prefixes)
-            found.update((key[len(prefix) :].rstrip("/"), True) for key in page.prefixes)
-            # An object that ends in a slash marks a directory for those who want to see it.
-            found.update((key[len(prefix) :], False) for key in page.objects if key != prefix)
-        if not exists:
+        found = await names_below(self._objects.pages(path, prefix, delimiter="/"), prefix)
+        if found is None and path != "/":
             raise PathNotFound(path)
         return [
             Entry(name, is_directory)
-            for name, is_directory in found.items()
+            for name, is_directory in (found or {}).items()
             if is_component(name) and (is_directory or not self._is_hidden(name))
         ]
 
@@ -139,7 +134,7 @@ class ObjectStore(ABC, Generic[_Upload]):
     # --- contents ------------------------------------------------------------------------------------------------
 
     async def get_content(self, path: str, limit: int) -> bytes:
-        _check_not_root(path)
+        check_not_root(path)
         live = self._live.get(path)
         if live is not None:
             if live.size > limit:
@@ -158,7 +153,7 @@ class ObjectStore(ABC, Generic[_Upload]):
         return await each(map(one, paths))
 
     async def put_content(self, path: str, content: bytes) -> None:
-        _check_not_root(path)
+        check_not_root(path)
         await self._take_away(path, "it was replaced")
         await self._objects.put(path, content)
 
@@ -184,7 +179,7 @@ class ObjectStore(ABC, Generic[_Upload]):
     # --- writing -------------------------------------------------------------------------------------------------
 
     async def begin_writing(self, path: str, append: bool) -> _Upload:
-        _check_not_root(path)
+        check_not_root(path)
         await self._change_hands(path, keep=append)
         found, _ = await gather([self._find(path), self._check_no_directory(path)])
         upload = await self._resume(path, found) if append and found is not None else await self._create(path)
@@ -219,7 +214,7 @@ class ObjectStore(ABC, Generic[_Upload]):
 
     async def seal(self, path: str) -> tuple[StoredObject, ObjectVersion]:
         """The object as it is now: who appends to it makes another one of it."""
-        _check_not_root(path)
+        check_not_root(path)
         live = self._live.get(path)
         if live is not None and not live.has_failed:
             await live.flush()
@@ -230,13 +225,13 @@ class ObjectStore(ABC, Generic[_Upload]):
         return found, ObjectVersion(found.etag, found.size)
 
     async def publish(self, source: str, found: StoredObject, destination: str) -> None:
-        _check_not_root(destination)
+        check_not_root(destination)
         await self._take_away(destination, "it was replaced")
         await self._objects.copy(source, destination, found)
 
     async def move(self, source: str, destination: str) -> None:
         await self.stat_file(source)
-        _check_not_root(destination)
+        check_not_root(destination)
         if source == destination:
             return
         await self._check_no_directory(destination)
@@ -245,7 +240,7 @@ class ObjectStore(ABC, Generic[_Upload]):
         await self._objects.delete_keys(source, [self._objects.key(source)])
 
     async def delete(self, path: str) -> None:
-        _check_may_be_deleted(path)
+        check_may_be_deleted(path)
         await self._take_away_below(path)
         keys = await self._keys_at(path)
         if not keys:
@@ -254,15 +249,13 @@ class ObjectStore(ABC, Generic[_Upload]):
 
     async def delete_in_steps(self, steps: Sequence[Sequence[str]]) -> None:
         """As of the interface. Where the last step is one directory that holds all the others it is listed once."""
-        *_, last = steps
-        paths = [path for step in steps for path in step]
-        if len(last) != 1 or not all(f"{path}/".startswith(f"{last[0]}/") for path in paths):
-            for path in paths:
+        directory = directory_of_all(steps)
+        if directory is None:
+            for path in (path for step in steps for path in step):
                 with suppress(PathNotFound):
                     await self.delete(path)
             return
-        directory = last[0]
-        _check_may_be_deleted(directory)
+        check_may_be_deleted(directory)
         await self._take_away_below(directory)
         keys = await self._keys_at(directory)
         for step in steps:
@@ -299,13 +292,3 @@ class ObjectStore(ABC, Generic[_Upload]):
         async for below in self._objects.pages(path, f"{key}/"):
             keys += [found for found in below.objects if found not in keys]
         return keys
-
-
-def _check_may_be_deleted(path: str) -> None:
-    if path == "/":
-        raise InvalidPath(path, "the root of the storage stays")
-
-
-def _check_not_root(path: str) -> None:
-    if path == "/":
-        raise NotRegularFile(path, "a directory")

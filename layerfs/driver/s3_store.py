@@ -27,6 +27,7 @@ from layerfs.driver.interface import (
     check_path,
     is_component,
 )
+from layerfs.driver.object_paths import check_may_be_deleted, check_not_root, directory_of_all, names_below
 from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_bucket import Bucket, OpenUpload
 from layerfs.driver.s3_options import S3Options
@@ -35,7 +36,6 @@ from layerfs.errors import (
     ContentChanged,
     ContentTooLarge,
     DriverError,
-    InvalidPath,
     NotRegularFile,
     PathNotFound,
     ShortRead,
@@ -97,7 +97,7 @@ class Store:
         return FileInfo(path, True, 0, 0)
 
     async def stat_file(self, path: str) -> FileInfo:
-        _check_not_root(path)
+        check_not_root(path)
         info = await self.stat(path)
         if info.is_directory:
             raise NotRegularFile(path, "a directory")
@@ -112,14 +112,10 @@ class Store:
         return await each(map(one, paths))
 
     async def list(self, path: str) -> Entries:
-        found: dict[str, bool] = {}
         prefix = self._below(path)
-        exists = path == "/"
-        async for page in self.bucket.pages(path, prefix, delimiter="/"):
-            exists = exists or bool(page.objects or page.prefixes)
-            found.update((key[len(prefix) :].rstrip("/"), True) for key in page.prefixes)
-            # An object that ends in a slash marks a directory for those who want to see it.
-            found.update((key[len(prefix) :], False) for key in page.objects if key != prefix)
+        names = await names_below(self.bucket.pages(path, prefix, delimiter="/"), prefix)
+        found = names or {}
+        exists = path == "/" or names is not None
         if _UPLOAD_DIRECTORY.fullmatch(path) and "data" not in found:
             exists = await self._add_upload(f"{path}/data", found) or exists
         if not exists:
@@ -186,7 +182,7 @@ class Store:
     # --- contents ------------------------------------------------------------------------------------------------
 
     async def get_content(self, path: str, limit: int) -> bytes:
-        _check_not_root(path)
+        check_not_root(path)
         if self._may_be_upload(path):
             info = await self.stat_file(path)
             if info.size > limit:
@@ -205,7 +201,7 @@ class Store:
         return await each(map(one, paths))
 
     async def put_content(self, path: str, content: bytes) -> None:
-        _check_not_root(path)
+        check_not_root(path)
         if self._may_be_upload(path):
             await self._drop_upload(path, "it was replaced")
         await self.bucket.put(path, content)
@@ -266,7 +262,7 @@ class Store:
     # --- uploads -------------------------------------------------------------------------------------------------
 
     async def begin_writing(self, path: str, append: bool) -> S3Upload:
-        _check_not_root(path)
+        check_not_root(path)
         await self._hand_over(path, keep=append)
         state, _ = await gather([self._find_for_writing(path), self._check_no_directory(path)])
         if state is None or not append:
@@ -294,7 +290,7 @@ class Store:
 
     async def seal(self, path: str) -> tuple[StoredObject, S3Version]:
         """Makes an upload an object, which nothing can be appended to. Returns it, and the version that it is of."""
-        _check_not_root(path)
+        check_not_root(path)
         live = self._written_here(path)
         if live is not None:
             await live.flush()
@@ -392,14 +388,14 @@ class Store:
     # --- moving and deleting -----------------------------------------------------------------------------------------
 
     async def publish(self, source: str, found: StoredObject, destination: str) -> None:
-        _check_not_root(destination)
+        check_not_root(destination)
         await self.bucket.copy(source, destination, found)
         if source in self._written:
             self._written[source] = None
 
     async def move(self, source: str, destination: str) -> None:
         info = await self.stat_file(source)
-        _check_not_root(destination)
+        check_not_root(destination)
         if source == destination:
             return
         await self._check_no_directory(destination)
@@ -412,7 +408,7 @@ class Store:
         self._written.pop(source, None)
 
     async def delete(self, path: str) -> None:
-        _check_may_be_deleted(path)
+        check_may_be_deleted(path)
         await self._end_uploads_at(path)
         keys = await self._keys_at(path)
         is_file = keys == [self.bucket.key(path)]
@@ -426,15 +422,13 @@ class Store:
 
     async def delete_in_steps(self, steps: Sequence[Sequence[str]]) -> None:
         """As of the interface. Where the last step is one directory that holds all the others it is listed once."""
-        *_, last = steps
-        paths = [path for step in steps for path in step]
-        if len(last) != 1 or not all(f"{path}/".startswith(f"{last[0]}/") for path in paths):
-            for path in paths:
+        directory = directory_of_all(steps)
+        if directory is None:
+            for path in (path for step in steps for path in step):
                 with suppress(PathNotFound):
                     await self.delete(path)
             return
-        directory = last[0]
-        _check_may_be_deleted(directory)
+        check_may_be_deleted(directory)
         await self._end_uploads_at(directory)
         keys = await self._keys_at(directory)
         if not self._is_published_below(directory):
@@ -478,13 +472,3 @@ def _uploads_of(path: str) -> str | None:
     """The directory of uploads that the data of an upload is in."""
     match = _UPLOAD_DATA.fullmatch(path)
     return match["uploads"] if match is not None else None
-
-
-def _check_may_be_deleted(path: str) -> None:
-    if path == "/":
-        raise InvalidPath(path, "the root of the storage stays")
-
-
-def _check_not_root(path: str) -> None:
-    if path == "/":
-        raise NotRegularFile(path, "a directory")
