@@ -19,7 +19,7 @@ from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.errors import LayerfsError, LayerUnknown, ManifestNotHere, TagUnknown
 from layerfs.manifest import MANIFEST_LIMIT, Descriptor, parse_manifest
-from layerfs.oci import INDEX_FILE, INDEX_LIMIT, Changes, IndexContent, IndexEntry, merge, parse_index, render_index
+from layerfs.oci import INDEX_FILE, INDEX_LIMIT, Changes, IndexContent, IndexEntry, merge, parse_index
 from layerfs.registry.tags import Tag
 from layerfs.view.buffered import BufferedHandle, MemoryHandle
 from layerfs.view.caller import Process, calling_process
@@ -46,9 +46,9 @@ class IndexFile(Node):
         return ("index", self._repository)
 
     async def attributes(self) -> Attributes:
-        entries = await current_entries(self._layouts, self._repository)
-        changed_at = self._layouts.is_now(self._repository, IndexContent.from_entries(entries)).changed_at
-        return self._attributes(len(render_index(entries)), changed_at)
+        shown = self._layouts.shown(await current_entries(self._layouts, self._repository))
+        changed_at = self._layouts.is_now(self._repository, shown.content).changed_at
+        return self._attributes(len(shown.text), changed_at)
 
     def attributes_unread(self) -> Attributes:
         """For a listing, which should not cost reading all tags: whoever wants the size asks again at once."""
@@ -65,20 +65,20 @@ class IndexFile(Node):
             self._state.check_writable()
         process = calling_process()
         reads = flags & os.O_ACCMODE != os.O_WRONLY
-        entries = await current_entries(self._layouts, self._repository)
-        now = IndexContent.from_entries(entries)
+        shown = self._layouts.shown(await current_entries(self._layouts, self._repository))
+        now = shown.content
         self._layouts.is_now(self._repository, now)
         if reads and not flags & os.O_TRUNC:
             self._layouts.was_read(process, self._repository, now)
-        content = render_index(entries)
+        content = b"" if flags & os.O_TRUNC else shown.text
         if not writes:
-            return MemoryHandle(self.path, b"" if flags & os.O_TRUNC else content)
+            return MemoryHandle(self.path, content)
         known = self._layouts.read_by(process, self._repository)
 
         async def put(written: bytes) -> None:
             await self._apply(written, process, known, now)
 
-        return BufferedHandle(self.path, put, limit=INDEX_LIMIT, content=b"" if flags & os.O_TRUNC else content)
+        return BufferedHandle(self.path, put, limit=INDEX_LIMIT, content=content)
 
     async def truncate(self, size: int) -> None:  # noqa: ARG002
         """Taken and ignored: a truncated index is none, and what follows is what counts."""

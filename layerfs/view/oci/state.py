@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,7 +13,7 @@ import trio
 
 from layerfs.digest import Digest
 from layerfs.errors import LayerUploadUnknown, UploadLimit
-from layerfs.oci import IndexContent
+from layerfs.oci import IndexContent, IndexEntry, render_index
 from layerfs.view.caller import Process
 from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.state import MountState
@@ -110,6 +111,15 @@ class IndexHistory:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ShownIndex:
+    """An index as it is listed, what that comes to, and its bytes."""
+
+    entries: Sequence[IndexEntry]
+    content: IndexContent
+    text: bytes = field(repr=False)
+
+
 class Layouts:
     """All layouts of a mount."""
 
@@ -120,6 +130,7 @@ class Layouts:
         self._candidates: OrderedDict[tuple[str, Digest], Candidate] = OrderedDict()
         self._read: OrderedDict[tuple[Process, str], IndexContent] = OrderedDict()
         self._histories: OrderedDict[str, IndexHistory] = OrderedDict()
+        self._shown: ShownIndex | None = None
 
     def of(self, repository: str) -> Layout:
         """What is remembered of a repository's layout."""
@@ -192,6 +203,12 @@ class Layouts:
         if len(self._histories) > _HISTORIES_KEPT:
             self._histories.popitem(last=False)
         return history
+
+    def shown(self, entries: Sequence[IndexEntry]) -> ShownIndex:
+        """The index of these entries. Made once for a listing: a client asks for its size, then opens it."""
+        if self._shown is None or self._shown.entries is not entries:
+            self._shown = ShownIndex(entries, IndexContent.from_entries(entries), render_index(entries))
+        return self._shown
 
     def is_now(self, repository: str, content: IndexContent) -> IndexHistory:
         """The index of a repository was just seen to be `content`."""
