@@ -23,11 +23,16 @@ from harness.fixture import make_fixture
 from harness.mount import Mount, abort_all
 from harness.repository import MountedRepository
 from harness.storage import Storage, copy_tree
+from harness.stores import add_option
 
 #: Seconds after which everybody who waits for a daemon is freed; less than pytest's own limit, which cannot do that.
 WATCHDOG = 100
 
 _numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_option(parser)
 
 
 @pytest.fixture
