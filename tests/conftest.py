@@ -23,7 +23,7 @@ from harness.fixture import make_fixture
 from harness.mount import Mount, abort_all
 from harness.repository import MountedRepository
 from harness.storage import Storage, copy_tree
-from harness.stores import add_option
+from harness.store_option import add_option
 
 #: Seconds after which everybody who waits for a daemon is freed; less than pytest's own limit, which cannot do that.
 WATCHDOG = 100
