@@ -1,5 +1,7 @@
 """Fixtures of the black-box tests: real registry storage, daemons on it, and repositories to play in.
 
+The storage is on this machine, or where `--stores` says; `tests/mount/conftest.py` says which tests follow it.
+
 `mount` is shared by the whole session, so tests keep to the `repository` they are given. Whoever needs other options,
 or ends the daemon, makes a mount with `mounts`.
 """
@@ -24,6 +26,7 @@ from harness.mount import Mount, abort_all
 from harness.repository import MountedRepository
 from harness.storage import Storage, copy_tree
 from harness.store_option import add_option
+from harness.stores import Store, open_store
 
 #: Seconds after which everybody who waits for a daemon is freed; less than pytest's own limit, which cannot do that.
 WATCHDOG = 100
@@ -33,6 +36,12 @@ _numbers = itertools.count(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     add_option(parser)
+
+
+@pytest.fixture(scope="session")
+def store(request: pytest.FixtureRequest) -> Store:
+    """Where the storages of a test are. Tests in tests/mount have one after the other."""
+    return open_store(getattr(request, "param", "local"))
 
 
 @pytest.fixture
@@ -63,19 +72,19 @@ def worker_id(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def storage_copy(fixture_trees: Path, tmp_path: Path) -> Callable[[str], Storage]:
+def storage_copy(fixture_trees: Path, tmp_path: Path, store: Store) -> Callable[[str], Storage]:
     """Gives a copy of `storage` or `damaged` that the test may change."""
 
     def copy(which: str = "storage") -> Storage:
-        return Storage(copy_tree(fixture_trees / which, tmp_path / f"{which}-{next(_numbers)}"))
+        return Storage(copy_tree(fixture_trees / which, store.root(tmp_path / f"{which}-{next(_numbers)}")))
 
     return copy
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
+def storage(tmp_path: Path, store: Store) -> Storage:
     """The storage of an empty registry."""
-    return Storage.create(tmp_path / "storage")
+    return Storage.create(store.root(tmp_path / "storage"))
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def mounts(tmp_path: Path, watchdog: None) -> Iterator[Callable[..., Mount]]:
     made: list[Mount] = []
 
     def mount(source: Storage | Path | str, *options: str, **settings: object) -> Mount:
-        source = source.root if isinstance(source, Storage) else source
+        source = source.source if isinstance(source, Storage) else source
         made.append(Mount(source, tmp_path / f"mnt-{len(made)}", *options, **settings))
         return made[-1].start()
 
@@ -113,16 +122,16 @@ def end_all(made: list[Mount]) -> None:
 class SharedMount:
     """One mount for many tests, made anew when a test has killed it."""
 
-    def __init__(self, directory: Path, source: Path, *options: str) -> None:
+    def __init__(self, directory: Path, source: Path, store: Store, *options: str) -> None:
         self._directory = directory
         self._options = options
-        self.storage = Storage(copy_tree(source, directory / "storage"))
+        self.storage = Storage(copy_tree(source, store.root(directory / "storage")))
         self.mount: Mount | None = None
 
     def get(self) -> Mount:
         if self.mount is None or not self.mount.is_alive:
             self.close()
-            self.mount = Mount(self.storage.root, self._directory / f"mnt-{next(_numbers)}", *self._options)
+            self.mount = Mount(self.storage.source, self._directory / f"mnt-{next(_numbers)}", *self._options)
             self.mount.start()
         return self.mount
 
@@ -133,9 +142,9 @@ class SharedMount:
 
 
 @pytest.fixture(scope="session")
-def shared_mount(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedMount]:
+def shared_mount(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[SharedMount]:
     """A copy of the fixture's storage, mounted with default options."""
-    shared = SharedMount(tmp_path_factory.mktemp("shared"), fixture_trees / "storage")
+    shared = SharedMount(tmp_path_factory.mktemp("shared"), fixture_trees / "storage", store)
     yield shared
     shared.close()
 

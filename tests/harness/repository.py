@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.commands import append, get_xattr
 from harness.mount import Mount
 from harness.storage import Storage, digest_of
+from harness.stored_path import StoredPath
 
 
 class MountedRepository:
@@ -51,7 +52,7 @@ class MountedRepository:
         self.put_upload(name, data)
         return self.commit(name, digest_of(data))
 
-    def upload_directory(self, name: str) -> Path:
+    def upload_directory(self, name: str) -> Path | StoredPath:
         """Where the storage has this upload."""
         return self.storage.upload(self.name, get_xattr(self.upload(name), "user.layerfs.upload.uuid"))
 

@@ -35,15 +35,20 @@ def _parse(text: str) -> list[str]:
 
 
 def parametrize(
-    metafunc: pytest.Metafunc, fixture: str, *, local: Iterable[str] = ("local",), scope: str | None = None
+    metafunc: pytest.Metafunc, fixture: str, *, local: Iterable[object] = ("local",), scope: str | None = None
 ) -> None:
     """Gives a fixture each store in turn; `local` is what it takes for the local disk."""
     if fixture not in metafunc.fixturenames:
         return
-    also = {store for mark in metafunc.definition.iter_markers("also_on") for store in mark.args}
-    chosen = [store for store in STORES if store in metafunc.config.getoption("stores") or store in also]
+    chosen = chosen_for(metafunc)
     values = [value for store in chosen for value in (local if store == "local" else _on_store(metafunc, store))]
     metafunc.parametrize(fixture, values, indirect=True, scope=scope)
+
+
+def chosen_for(metafunc: pytest.Metafunc) -> list[str]:
+    """The stores that a test is to run on."""
+    also = {store for mark in metafunc.definition.iter_markers("also_on") for store in mark.args}
+    return [store for store in STORES if store in metafunc.config.getoption("stores") or store in also]
 
 
 def _on_store(metafunc: pytest.Metafunc, store: str) -> list[object]:

@@ -22,7 +22,6 @@ import json
 import os
 import uuid
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -93,6 +92,11 @@ class ObjectStore(Store):
         """What another node does that goes on with an unfinished upload."""
         self.put_upload(key, self.get(key) + content)
 
+    def move(self, source: str, target: str) -> None:
+        """Makes a file of what is stored elsewhere, in an unfinished upload too."""
+        self.put(target, self.get(source))
+        self.delete(source)
+
     def holds(self, key: str, content: bytes) -> bool:
         """Whether exactly this is stored, in an unfinished upload too."""
         return self.get(key) == content
@@ -151,15 +155,22 @@ class S3(ObjectStore):
 
     def append(self, key: str, content: bytes) -> None:
         """As a registry goes on after a short part: has an object made of it, and begins again with that."""
-        for name, upload_id in self._opened(key):
-            parts = self._parts(key, upload_id)
-            if name == key and parts:
-                named = [{"PartNumber": part["PartNumber"], "ETag": part["ETag"]} for part in parts]
-                self._client.complete_multipart_upload(
-                    **self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": named}
-                )
-        before = b"" if self._parts_of(key) == [] else self._object(key)
-        self.put_upload(key, before + content)
+        self.put_upload(key, self._completed(key) + content)
+
+    def move(self, source: str, target: str) -> None:
+        self.put(target, self._completed(source))
+        self.delete(source)
+
+    def _completed(self, key: str) -> bytes:
+        """What is stored, after an object was made of what is open."""
+        if parts := self._parts_of(key):
+            named = [{"PartNumber": part["PartNumber"], "ETag": part["ETag"]} for part in parts]
+            for name, upload_id in self._opened(key):
+                if name == key and self._parts(key, upload_id) == parts:
+                    self._client.complete_multipart_upload(
+                        **self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": named}
+                    )
+        return b"" if parts == [] else self._object(key)
 
     def holds(self, key: str, content: bytes) -> bool:
         parts = self._parts_of(key)
@@ -314,13 +325,13 @@ class Gcs(ObjectStore):
         return content
 
 
-STORES: dict[str, type[Store]] = {store.name: store for store in (Local, S3, Azure, Gcs)}
+_STORES: dict[str, type[Store]] = {store.name: store for store in (Local, S3, Azure, Gcs)}
 
 
 @functools.cache
-def store(name: str) -> Store:
-    """A store by its name. It is started by whoever asks first, and daemons that are started later can use it."""
-    made = STORES[name]()
+def open_store(name: str) -> Store:
+    """A store by its name in `--stores`, started by whoever asks first. Daemons that are started later can use it."""
+    made = _STORES[name]()
     if isinstance(made, ObjectStore):
         os.environ.update(made.environment)
     return made

@@ -12,6 +12,8 @@ from harness.images import encode, oci_image
 from harness.mount import Mount
 from harness.repository import MountedRepository
 from harness.storage import Entry, Storage, digest_of, snapshot
+from harness.stored_path import StoredPath
+from harness.stores import Store
 
 
 class TaggedRepository(MountedRepository):
@@ -60,12 +62,12 @@ class TaggedRepository(MountedRepository):
         self._write(self._stored_manifests / "tags" / tag / "index/sha256" / digest[7:] / "link", digest)
         self._write(self._stored_manifests / "tags" / tag / "current/link", digest)
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write(self, path: Path | StoredPath, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
     @property
-    def _stored_manifests(self) -> Path:
+    def _stored_manifests(self) -> Path | StoredPath:
         return self.storage.repository(self.name) / "_manifests"
 
     @property
@@ -117,9 +119,10 @@ class TaggedRepository(MountedRepository):
 class TaggedMount:
     """A small storage with a mount, for all tests of a module; each gets a repository of its own."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.storage = Storage.create(directory / "storage")
-        self.mount = Mount(self.storage.root, directory / "mnt", *options)
+    def __init__(self, directory: Path, *options: str, store: Store | None = None) -> None:
+        place = directory / "storage"
+        self.storage = Storage.create(place if store is None else store.root(place))
+        self.mount = Mount(self.storage.source, directory / "mnt", *options)
         self._count = 0
 
     def new_repository(self) -> TaggedRepository:

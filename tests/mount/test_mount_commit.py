@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from harness.commands import append, get_xattr, opened, run, shell, wait_until, write_all
 from harness.repository import MountedRepository
-from harness.storage import digest_of, snapshot
+from harness.storage import add_to, digest_of, snapshot
 
 EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 WRONG = "sha256:" + "0123456789abcdef" * 4
@@ -66,6 +66,7 @@ def test_the_inode_of_a_committed_file_is_the_blobs(repository: MountedRepositor
     assert os.stat(first).st_ino == os.stat(second).st_ino
 
 
+@pytest.mark.local("objects have no modes")
 def test_stored_files_are_as_a_registry_creates_them(repository: MountedRepository, data: bytes) -> None:
     """Blob and link are readable by a registry under another user: 0644 in directories 0755."""
     repository.put_layer(data)
@@ -381,6 +382,7 @@ def test_a_mapping_cannot_change_what_is_published(repository: MountedRepository
         repository.assert_stored(data)
 
 
+@pytest.mark.local("no object can be open for writing")
 def test_another_process_writes_the_stored_upload(repository: MountedRepository, data: bytes) -> None:
     """Somebody who has the upload's data in storage open for append (a registry's PATCH) cannot damage the layer."""
     repository.put_upload("x", data)
@@ -402,8 +404,7 @@ def test_another_process_writes_the_stored_upload(repository: MountedRepository,
 def test_a_commit_sees_what_others_appended(repository: MountedRepository, data: bytes) -> None:
     """Bytes that a registry appended since our last write are part of what is verified."""
     repository.put_upload("x", data)
-    with open(repository.upload_directory("x") / "data", "ab") as foreign:
-        foreign.write(b"more")
+    add_to(repository.upload_directory("x") / "data", b"more")
     with repository.mount.refused(errno.EBADMSG):
         repository.commit("x", digest_of(data))
     repository.commit("x", digest_of(data + b"more"))
