@@ -46,7 +46,7 @@ from layerfs.driver.interface import (
     is_component,
 )
 from layerfs.driver.ranges import check_length, clamp
-from layerfs.driver.threads import in_thread
+from layerfs.driver.threads import Changes, in_thread
 from layerfs.errors import (
     BackendFailure,
     ContentChanged,
@@ -94,7 +94,7 @@ class FsspecDriver(StorageDriver):
         )
         self._metadata = trio.CapacityLimiter(METADATA_THREADS)
         self._reads = trio.CapacityLimiter(READ_THREADS)
-        self._writes = trio.CapacityLimiter(WRITE_THREADS)
+        self._changes = Changes(trio.CapacityLimiter(WRITE_THREADS))
 
     async def stat(self, path: str) -> FileInfo:
         return await _call(self._metadata, path, self._store.stat)
@@ -112,7 +112,7 @@ class FsspecDriver(StorageDriver):
         return await _for_each(paths, partial(self.get_content, limit=limit))
 
     async def put_content(self, path: str, content: bytes) -> None:
-        await _call(self._writes, path, self._store.put_content, content)
+        await _change(self._changes, path, self._store.put_content, content)
 
     async def open(self, path: str) -> FileReader:
         return _FsspecReader(self._store, await _call(self._metadata, path, self._store.stat_file), self._reads)
@@ -121,13 +121,12 @@ class FsspecDriver(StorageDriver):
         check_path(path)
         if not self.capabilities.append:
             raise UnsupportedByDriver(path, f"{self.name} cannot append")
-        return _FsspecWriter(
-            self._store, path, await _call(self._writes, path, self._store.begin_writing, append), self._writes
-        )
+        info = await _change(self._changes, path, self._store.begin_writing, append)
+        return _FsspecWriter(self._store, path, info, self._changes)
 
     async def seal(self, path: str) -> SealedFile:
         info = await _call(self._metadata, path, self._store.stat_file)
-        copy = _FsspecCopy(self._store, f"{path}.{uuid.uuid4()}.tmp", self._writes)
+        copy = _FsspecCopy(self._store, f"{path}.{uuid.uuid4()}.tmp", self._changes)
         try:
             await copy.fill_from(info)
         except BaseException:
@@ -136,17 +135,16 @@ class FsspecDriver(StorageDriver):
         return copy
 
     async def move(self, source: str, destination: str) -> None:
-        check_path(source)
-        await _call(self._writes, destination, self._store.move, source)
+        await _change(self._changes, destination, self._store.move, source, also=source)
 
     async def delete(self, path: str) -> None:
-        await _call(self._writes, path, self._store.delete)
+        await _change(self._changes, path, self._store.delete)
 
     async def make_directory(self, path: str) -> None:
-        await _call(self._writes, path, self._store.make_directory)
+        await _change(self._changes, path, self._store.make_directory)
 
     async def remove_directory(self, path: str) -> None:
-        await _call(self._writes, path, self._store.remove_directory)
+        await _change(self._changes, path, self._store.remove_directory)
 
     async def usage(self) -> Usage | None:
         await trio.lowlevel.checkpoint()
@@ -164,6 +162,18 @@ async def _call(
     *arguments: *_Arguments,
 ) -> _Result:
     return await in_thread(limiter, _translating, check_path(path), operation, *arguments)
+
+
+async def _change(
+    changes: Changes,
+    path: str,
+    operation: Callable[[str, *_Arguments], _Result],
+    *arguments: *_Arguments,
+    also: str | None = None,
+) -> _Result:
+    """`_call` of what changes the file at `path`, and the one at `also`."""
+    paths = [path] if also is None else [path, also]
+    return await changes.make([check_path(path) for path in paths], _translating, path, operation, *arguments)
 
 
 def _translating(path: str, operation: Callable[[str, *_Arguments], _Result], *arguments: *_Arguments) -> _Result:
@@ -442,17 +452,15 @@ class _FsspecWriter(FileWriter):
     Sees that somebody else wrote by the size, and by the time of the change where the filesystem tells it exactly.
     """
 
-    def __init__(self, store: _Store, path: str, info: FileInfo, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, store: _Store, path: str, info: FileInfo, changes: Changes) -> None:
         self._store = store
         self._path = path
-        self._limiter = limiter
+        self._changes = changes
         self._flush_failed = False
-        # An operation that was cancelled goes on in its thread; the next one waits for it.
-        self._one_at_a_time = threading.Lock()
         self._remember(info)
 
     async def write(self, buffers: Sequence[bytes]) -> None:
-        await _call(self._limiter, self._path, self._append, b"".join(buffers))
+        await _change(self._changes, self._path, self._append, b"".join(buffers))
 
     async def write_at(self, offset: int, content: bytes) -> None:  # noqa: ARG002 - the interface's
         raise UnsupportedByDriver(self._path, "only appending is possible")
@@ -461,7 +469,7 @@ class _FsspecWriter(FileWriter):
         raise UnsupportedByDriver(self._path, "only appending is possible")
 
     async def flush(self) -> None:
-        await _call(self._limiter, self._path, self._flush)
+        await _change(self._changes, self._path, self._flush)
 
     def version(self) -> ContentVersion | None:
         return None
@@ -470,27 +478,25 @@ class _FsspecWriter(FileWriter):
         await trio.lowlevel.checkpoint()
 
     def _append(self, path: str, content: bytes) -> None:
-        with self._one_at_a_time:
-            self._check_unchanged(path)
-            size = self.size + len(content)
-            try:
-                self._store.append(path, content)
-            finally:
-                self._remember(self._store.stat_file(path))
-            if self.size != size:
-                raise ContentChanged(path)
+        self._check_unchanged(path)
+        size = self.size + len(content)
+        try:
+            self._store.append(path, content)
+        finally:
+            self._remember(self._store.stat_file(path))
+        if self.size != size:
+            raise ContentChanged(path)
 
     def _flush(self, path: str) -> None:
-        with self._one_at_a_time:
-            if self._flush_failed:
-                raise BackendFailure(path, "an earlier flush failed")
-            self._check_unchanged(path)
-            try:
-                self._store.sync(path)
-            except OSError:
-                self._flush_failed = True
-                raise
-            self._check_unchanged(path)
+        if self._flush_failed:
+            raise BackendFailure(path, "an earlier flush failed")
+        self._check_unchanged(path)
+        try:
+            self._store.sync(path)
+        except OSError:
+            self._flush_failed = True
+            raise
+        self._check_unchanged(path)
 
     def _check_unchanged(self, path: str) -> None:
         try:
@@ -508,10 +514,11 @@ class _FsspecWriter(FileWriter):
 class _FsspecCopy(SealedFile):
     """A private copy; its version is unknown, because the original may have changed while it was made."""
 
-    def __init__(self, store: _Store, path: str, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, store: _Store, path: str, changes: Changes) -> None:
         self._store = store
         self._path = path
-        self._limiter = limiter
+        self._changes = changes
+        self._limiter = changes.limiter
         self._published = False
         # A copy whose maker was cancelled is finished by its thread, and must be removed after that.
         self._one_at_a_time = threading.Lock()
@@ -529,7 +536,7 @@ class _FsspecCopy(SealedFile):
     async def publish(self, destination: str) -> None:
         check_path(destination)
         await _call(self._limiter, self._path, self._store.sync)
-        await _call(self._limiter, destination, self._store.move, self._path)
+        await _change(self._changes, destination, self._store.move, self._path, also=self._path)
         self._published = True
 
     async def release(self) -> None:

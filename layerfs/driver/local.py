@@ -45,7 +45,7 @@ from layerfs.driver.openat import (
     refuse_irregular,
     write_all,
 )
-from layerfs.driver.threads import in_thread
+from layerfs.driver.threads import Changes, in_thread
 from layerfs.errors import (
     BackendFailure,
     ContentChanged,
@@ -91,7 +91,7 @@ class LocalDriver(StorageDriver):
         self._cached = CachedReads()
         self._metadata = trio.CapacityLimiter(METADATA_THREADS)
         self._reads = trio.CapacityLimiter(READ_THREADS)
-        self._writes = trio.CapacityLimiter(WRITE_THREADS)
+        self._changes = Changes(trio.CapacityLimiter(WRITE_THREADS))
 
     @property
     def _root(self) -> Root:
@@ -115,34 +115,37 @@ class LocalDriver(StorageDriver):
         return await self._quickly_each(_get_contents, paths, limit)
 
     async def put_content(self, path: str, content: bytes) -> None:
-        await in_thread(self._writes, _put_content, self._root, check_path(path), content)
+        await self._changes.make([check_path(path)], _put_content, self._root, path, content)
 
     async def put_directory(self, path: str, name: str, content: bytes, *, scratch: str) -> None:
         check_path(f"{path}/{name}")
-        await in_thread(self._writes, _put_directory, self._root, path, name, content, check_path(scratch))
+        paths = [path, check_path(scratch)]
+        await self._changes.make(paths, _put_directory, self._root, path, name, content, scratch)
 
     async def open(self, path: str) -> FileReader:
         descriptor, size = await self._quickly(_open, check_path(path))
         return LocalReader(path, descriptor, size, self._cached, self._reads)
 
     async def writer(self, path: str, *, append: bool) -> FileWriter:
-        descriptor, status = await in_thread(self._writes, _open_for_writing, self._root, check_path(path), append)
-        return LocalWriter(self._root, path, descriptor, status, self._writes)
+        paths = [check_path(path)]
+        descriptor, status = await self._changes.make(paths, _open_for_writing, self._root, path, append)
+        return LocalWriter(self._root, path, descriptor, status, self._changes)
 
     async def seal(self, path: str) -> SealedFile:
-        return await seal(self._root, check_path(path), self._writes)
+        return await seal(self._root, check_path(path), self._changes)
 
     async def move(self, source: str, destination: str) -> None:
-        await in_thread(self._writes, _move, self._root, check_path(source), check_path(destination))
+        paths = [check_path(source), check_path(destination)]
+        await self._changes.make(paths, _move, self._root, source, destination)
 
     async def delete(self, path: str) -> None:
-        await in_thread(self._writes, _delete, self._root, _below_root(path))
+        await self._changes.make([_below_root(path)], _delete, self._root, path)
 
     async def make_directory(self, path: str) -> None:
-        await in_thread(self._writes, _make_directory, self._root, check_path(path))
+        await self._changes.make([check_path(path)], _make_directory, self._root, path)
 
     async def remove_directory(self, path: str) -> None:
-        await in_thread(self._writes, _remove_directory, self._root, _below_root(path))
+        await self._changes.make([_below_root(path)], _remove_directory, self._root, path)
 
     async def usage(self) -> Usage | None:
         return await in_thread(self._metadata, _usage, self._root)

@@ -35,7 +35,7 @@ from layerfs.driver.local_reader import read_range
 from layerfs.driver.local_writer import version_of
 from layerfs.driver.openat import Descriptor, Root, Scratch
 from layerfs.driver.ranges import clamp
-from layerfs.driver.threads import in_thread
+from layerfs.driver.threads import Changes, in_thread
 from layerfs.errors import ContentChanged
 
 #: Bytes copied in one go: enough for the disk, little enough to be cancelled soon.
@@ -50,13 +50,13 @@ SETTLE: Final = 0.005
 RELEASE_DEADLINE: Final = 10
 
 
-async def seal(root: Root, path: str, limiter: trio.CapacityLimiter) -> SealedFile:
+async def seal(root: Root, path: str, changes: Changes) -> SealedFile:
     """Seals the file at `path`: by a lease if one can be had, else by copying it."""
-    descriptor, status = await in_thread(limiter, _open, root, path)
+    descriptor, status = await in_thread(changes.limiter, _open, root, path)
     if status is not None:
-        return _LeasedFile(root, path, descriptor, status, limiter)
+        return _LeasedFile(root, path, descriptor, status, changes)
     try:
-        return await _copy(root, path, descriptor, limiter)
+        return await _copy(root, path, descriptor, changes)
     finally:
         descriptor.close()
 
@@ -69,9 +69,10 @@ def _open(root: Root, path: str) -> tuple[Descriptor, os.stat_result | None]:
         return descriptor, os.fstat(descriptor.number) if leased else None
 
 
-async def _copy(root: Root, path: str, source: Descriptor, limiter: trio.CapacityLimiter) -> SealedFile:
+async def _copy(root: Root, path: str, source: Descriptor, changes: Changes) -> SealedFile:
+    limiter = changes.limiter
     scratch, size = await in_thread(limiter, _begin_copy, root, path, source)
-    copy = _CopiedFile(path, scratch, limiter)
+    copy = _CopiedFile(path, scratch, changes)
     try:
         # No further than the file reached at first: a foreign writer may be faster than this.
         while copy.size < size:
@@ -99,20 +100,20 @@ def _copy_chunk(path: str, source: Descriptor, target: Descriptor, offset: int, 
 class _LocalSealedFile(SealedFile):
     """What the leased file and the copy have in common."""
 
-    def __init__(self, path: str, descriptor: Descriptor, limiter: trio.CapacityLimiter) -> None:
+    def __init__(self, path: str, descriptor: Descriptor, changes: Changes) -> None:
         self._path = path
         self._descriptor = descriptor
-        self._limiter = limiter
+        self._changes = changes
 
     async def read(self, offset: int, length: int) -> bytes:
         length = clamp(self._path, offset, length, self.size)
         if not length:
             return b""
-        return await in_thread(self._limiter, read_range, self._descriptor, self._path, offset, length)
+        return await in_thread(self._changes.limiter, read_range, self._descriptor, self._path, offset, length)
 
     async def publish(self, destination: str) -> None:
         check_path(destination)
-        await in_thread(self._limiter, self._publish, destination)
+        await self._changes.make([self._path, destination], self._publish, destination)
 
     def _publish(self, destination: str) -> None:
         raise NotImplementedError
@@ -121,8 +122,8 @@ class _LocalSealedFile(SealedFile):
 class _CopiedFile(_LocalSealedFile):
     """A private copy, that nobody else knows the name of."""
 
-    def __init__(self, path: str, scratch: Scratch, limiter: trio.CapacityLimiter) -> None:
-        super().__init__(path, scratch.descriptor, limiter)
+    def __init__(self, path: str, scratch: Scratch, changes: Changes) -> None:
+        super().__init__(path, scratch.descriptor, changes)
         self._scratch = scratch
         self.size = 0
         self.version = None
@@ -137,16 +138,14 @@ class _CopiedFile(_LocalSealedFile):
     async def release(self) -> None:
         # Removing a large file takes a while. Also when cancelled: nothing would remove it later.
         with trio.move_on_after(RELEASE_DEADLINE, shield=True):
-            await in_thread(self._limiter, self._scratch.discard)
+            await in_thread(self._changes.limiter, self._scratch.discard)
 
 
 class _LeasedFile(_LocalSealedFile):
     """The file itself, kept from being opened for writing by a lease, which goes when its descriptor is closed."""
 
-    def __init__(
-        self, root: Root, path: str, descriptor: Descriptor, status: os.stat_result, limiter: trio.CapacityLimiter
-    ) -> None:
-        super().__init__(path, descriptor, limiter)
+    def __init__(self, root: Root, path: str, descriptor: Descriptor, status: os.stat_result, changes: Changes) -> None:
+        super().__init__(path, descriptor, changes)
         self._root = root
         self.version = version_of(status)
         self.size = status.st_size

@@ -5,16 +5,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVarTuple
-
-import trio
 
 from layerfs.driver.errnos import translated
 from layerfs.driver.interface import ContentVersion, FileWriter
 from layerfs.driver.openat import Descriptor, Root, split, write_all
-from layerfs.driver.threads import in_thread
+from layerfs.driver.threads import Changes
 from layerfs.errors import ContentChanged, InvalidOffset
 
 _Arguments = TypeVarTuple("_Arguments")
@@ -39,20 +36,17 @@ def version_of(status: os.stat_result) -> ContentVersion:
 
 
 class LocalWriter(FileWriter):
-    """The writer of one file. Its state changes in threads only, one after the other.
+    """The writer of one file, for one task at a time. Its state changes in threads only, one after the other.
 
-    An operation that was cancelled goes on in its thread, and the next one waits for it; so `size` may still grow after
-    a cancelled `write`, until the next operation or `close`.
+    An operation that was cancelled goes on in its thread, and the next one waits for it, whoever's writer it is of; so
+    `size` may still grow after a cancelled `write`, until the next operation.
     """
 
-    def __init__(
-        self, root: Root, path: str, descriptor: Descriptor, status: os.stat_result, limiter: trio.CapacityLimiter
-    ) -> None:
+    def __init__(self, root: Root, path: str, descriptor: Descriptor, status: os.stat_result, changes: Changes) -> None:
         self._root = root
         self._path = path
         self._descriptor = descriptor
-        self._limiter = limiter
-        self._one_at_a_time = threading.Lock()
+        self._changes = changes
         self._flush_failed = False
         self._name_is_durable = False
         self._written_back = 0
@@ -82,10 +76,10 @@ class LocalWriter(FileWriter):
         self._descriptor.close()
 
     async def _run(self, operation: Callable[[int, *_Arguments], None], *arguments: *_Arguments) -> None:
-        await in_thread(self._limiter, self._exclusively, operation, *arguments)
+        await self._changes.make([self._path], self._unless_changed, operation, *arguments)
 
-    def _exclusively(self, operation: Callable[[int, *_Arguments], None], *arguments: *_Arguments) -> None:
-        with self._one_at_a_time, self._descriptor as number, translated(self._path):
+    def _unless_changed(self, operation: Callable[[int, *_Arguments], None], *arguments: *_Arguments) -> None:
+        with self._descriptor as number, translated(self._path):
             self._check_unchanged(number)
             operation(number, *arguments)
 

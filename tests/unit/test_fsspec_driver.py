@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import trio
+import trio.testing
 from fsspec.implementations.memory import MemoryFileSystem
 
 from layerfs.driver.fsspec import FsspecDriver
@@ -16,12 +19,13 @@ from layerfs.errors import AccessDenied, BackendFailure, NotRegularFile, PathNot
 
 
 class Faulty(MemoryFileSystem):
-    """Fails as its `failure` says; counts the requests for content."""
+    """Fails as its `failure` says; counts the requests for content; holds up a move until `held` is set."""
 
     protocol = "faulty"
     failure: Exception | None = None
     truncates = False
     requests = 0
+    held: threading.Event | None = None
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -38,6 +42,11 @@ class Faulty(MemoryFileSystem):
         type(self).requests += 1
         content: bytes = super().cat_file(path, start=start, end=end, **options)
         return content[:-1] if self.truncates else content
+
+    def mv(self, path1: str, path2: str, **options: Any) -> None:
+        held, type(self).held = self.held, None
+        assert held is None or held.wait(20)
+        super().mv(path1, path2, **options)
 
 
 fsspec.register_implementation("faulty", Faulty)
@@ -105,6 +114,26 @@ async def test_names_that_cannot_be_asked_for_are_not_listed(faulty: FsspecDrive
         faulty._store.fs.pipe_file(f"{directory}/{name}", b"")
         faulty._store.fs.pipe_file(f"{directory}/sub{name}/below", b"")
     assert sorted(entry.name for entry in await faulty.list("/a")) == ["good", "sub.", "sub.."]
+
+
+async def test_a_change_that_was_given_up_never_comes_after_a_newer_one(
+    faulty: FsspecDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever changes the same file waits for it; elsewhere all goes on."""
+    held = threading.Event()
+    monkeypatch.setattr(Faulty, "held", held)
+    with trio.move_on_after(0.2):
+        await faulty.put_content("/a", b"older")
+    assert Faulty.held is None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(faulty.put_content, "/a", b"newer")
+        await faulty.put_content("/b", b"elsewhere")
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        held.set()
+    with trio.fail_after(20):
+        while len(await faulty.list("/")) > 2:
+            await trio.sleep(0.005)
+    assert await faulty.get_content("/a", limit=10) == b"newer"
 
 
 async def test_what_others_do_is_seen_at_once(tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
+from harness.walk import files_in
 
 from layerfs.driver.interface import FileInfo
-from layerfs.driver.local import LocalDriver
+from layerfs.driver.local import WRITE_THREADS, LocalDriver
 from layerfs.errors import (
     BackendFailure,
     ContentChanged,
@@ -1019,18 +1021,23 @@ async def test_a_foreign_overwrite_of_the_same_size_is_noticed(driver: LocalDriv
 
 
 class Gate:
-    """Holds up a function of `os` in its thread, until it is opened."""
+    """Holds up a function of `os` in its thread, until it is opened; with `once` only its first call."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, *, once: bool = False) -> None:
         self.reached = threading.Event()
+        self.passed = threading.Event()
         self._open = threading.Event()
         real = getattr(os, name)
 
         def gated(*arguments: object, **options: object) -> object:
-            if threading.current_thread() is not threading.main_thread():
-                self.reached.set()
-                assert self._open.wait(20)
-            return real(*arguments, **options)
+            if threading.current_thread() is threading.main_thread() or (once and self.reached.is_set()):
+                return real(*arguments, **options)
+            self.reached.set()
+            assert self._open.wait(20)
+            try:
+                return real(*arguments, **options)
+            finally:
+                self.passed.set()
 
         monkeypatch.setattr(os, name, gated)
 
@@ -1044,6 +1051,55 @@ async def cancelled_at(gate: Gate, operation: Callable[[], object]) -> None:
         nursery.start_soon(operation)  # type: ignore[arg-type]
         await until(gate.reached.is_set)
         nursery.cancel_scope.cancel()
+
+
+Change = Callable[[LocalDriver], Awaitable[None]]
+
+
+def appending(path: str, content: bytes) -> Change:
+    async def change(driver: LocalDriver) -> None:
+        writer = await driver.writer(path, append=True)
+        await writer.write([content])
+        await writer.flush()
+        await writer.close()
+
+    return change
+
+
+def emptying(path: str) -> Change:
+    async def change(driver: LocalDriver) -> None:
+        await (await driver.writer(path, append=False)).close()
+
+    return change
+
+
+def cutting(path: str, size: int) -> Change:
+    async def change(driver: LocalDriver) -> None:
+        writer = await driver.writer(path, append=True)
+        await writer.truncate(size)
+        await writer.close()
+
+    return change
+
+
+def putting(path: str, content: bytes) -> Change:
+    return lambda driver: driver.put_content(path, content)
+
+
+def deleting(path: str) -> Change:
+    return lambda driver: driver.delete(path)
+
+
+def moving(source: str, destination: str) -> Change:
+    return lambda driver: driver.move(source, destination)
+
+
+def publishing(source: str, destination: str) -> Change:
+    async def change(driver: LocalDriver) -> None:
+        async with await driver.seal(source) as sealed:
+            await sealed.publish(destination)
+
+    return change
 
 
 async def test_an_abandoned_opening_leaks_no_descriptor(driver: LocalDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1140,6 +1196,95 @@ async def test_closing_under_an_abandoned_thread_is_safe(
     gate.open()
     await until(lambda: open_descriptors() == before)
     assert (root / "a").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize(
+    ("held", "older", "newer", "expected"),
+    [
+        ("pwritev", appending("/up/a", b"OLD!"), appending("/up/a", b"new!"), {"/up/a": b"beforeOLD!new!"}),
+        ("ftruncate", emptying("/up/a"), appending("/up/a", b"new!"), {"/up/a": b"new!"}),
+        ("ftruncate", cutting("/up/a", 2), appending("/up/a", b"new!"), {"/up/a": b"benew!"}),
+        ("rename", putting("/up/a", b"older"), putting("/up/a", b"newer"), {"/up/a": b"newer"}),
+        ("unlink", deleting("/up/a"), putting("/up/a", b"newer"), {"/up/a": b"newer"}),
+        ("scandir", deleting("/up"), putting("/up/b", b"newer"), {"/up/b": b"newer"}),
+        ("rename", moving("/up/a", "/up/b"), putting("/up/b", b"newer"), {"/up/b": b"newer"}),
+        ("rename", moving("/up/a", "/b"), putting("/up/a", b"newer"), {"/b": b"before", "/up/a": b"newer"}),
+        ("rename", publishing("/up/a", "/b"), putting("/up/a", b"newer"), {"/b": b"before", "/up/a": b"newer"}),
+    ],
+)
+async def test_a_change_that_was_given_up_never_comes_after_a_newer_one(
+    driver: LocalDriver,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: str,
+    older: Change,
+    newer: Change,
+    expected: dict[str, bytes],
+) -> None:
+    """Whoever changes the same place waits for it; elsewhere all goes on."""
+    await put(driver, "/up/a", b"before")
+    gate = Gate(monkeypatch, held, once=True)
+    await cancelled_at(gate, lambda: older(driver))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(newer, driver)
+        await driver.put_content("/upper", b"elsewhere")
+        # Longer than the newer change would take if it did not wait.
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        gate.open()
+    await until(gate.passed.is_set)
+    assert await files_in(driver) == expected | {"/upper": b"elsewhere"}
+
+
+async def test_a_directory_whose_removal_was_given_up(
+    driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who makes it again has it."""
+    await driver.make_directory("/a")
+    gate = Gate(monkeypatch, "rmdir", once=True)
+    await cancelled_at(gate, lambda: driver.remove_directory("/a"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(driver.make_directory, "/a")
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        gate.open()
+    await until(gate.passed.is_set)
+    assert (root / "a").is_dir()
+
+
+async def test_waiting_for_a_change_that_was_given_up_can_be_given_up(
+    driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not made then, and needs no thread to wait in."""
+    writer = await driver.writer("/a", append=True)
+    gate = Gate(monkeypatch, "pwritev", once=True)
+    await cancelled_at(gate, lambda: writer.write([b"first"]))
+    await writer.close()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2 * WRITE_THREADS):
+            nursery.start_soon(appending("/a", b"never"), driver)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        await driver.put_content("/b", b"elsewhere")
+        nursery.cancel_scope.cancel()
+    gate.open()
+    await appending("/a", b" and last")(driver)
+    assert (root / "a").read_bytes() == b"first and last"
+
+
+async def test_a_change_that_never_began_is_not_made(
+    driver: LocalDriver, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given up while all threads were taken, it keeps nobody waiting either."""
+    gate = Gate(monkeypatch, "fsync")
+    async with trio.open_nursery() as nursery:
+        for number in range(WRITE_THREADS):
+            nursery.start_soon(driver.put_content, f"/{number}", b"")
+        await until(gate.reached.is_set)
+        async with trio.open_nursery() as waiting:
+            waiting.start_soon(driver.put_content, "/a", b"never")
+            await trio.testing.wait_all_tasks_blocked()
+            waiting.cancel_scope.cancel()
+        gate.open()
+    await driver.put_content("/b", b"")
+    assert not (root / "a").exists()
 
 
 async def test_failures_leak_no_descriptor(driver: LocalDriver, root: Path, outside: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
+import os
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -281,6 +284,56 @@ async def test_a_cancelled_write_is_never_called_stored(registry: Registry, watc
     stored = await registry.driver.get_content(upload_path(NAME, upload.uuid, "data"), limit=100)
     assert stored == b"01234567" if usable else stored in (b"0123", b"01234567")
     check_storage(await files_in(registry.driver))
+
+
+async def test_a_write_that_was_given_up_and_one_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread may write at the worst moment, just when the other's bytes are there: they never change places."""
+    layers = (await Registry.open(LocalDriver(str(tmp_path)), create=True)).repository(NAME).layers
+    upload = await layers.upload()
+    await upload.write(b"given up")
+    given_up, written = _hold_first(monkeypatch, "pwritev")
+    with trio.move_on_after(0.1):
+        await upload.store()
+    await upload.close()
+    assert not written.is_set()
+
+    async def go_on() -> None:
+        async with await layers.resume(upload.uuid) as again:
+            await again.open_writer()
+            again.seek(0, os.SEEK_END)
+            await again.write(b"gone on.")
+            await again.flush()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go_on)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        given_up.set()
+    async with await layers.resume(upload.uuid) as last:
+        assert await last.read(0, 100) == b"given upgone on."
+        await last.finish(digest_of(b"given upgone on."))
+
+
+def _hold_first(monkeypatch: pytest.MonkeyPatch, name: str) -> tuple[threading.Event, threading.Event]:
+    """Has the first call of `os.name` wait for one event, and set another when it is done.
+
+    The second call, when it has done its work, lets the first go on and waits for its end.
+    """
+    real, calls = getattr(os, name), itertools.count()
+    may_go_on, done = threading.Event(), threading.Event()
+
+    def held(*arguments: object) -> object:
+        if next(calls) == 0:
+            assert may_go_on.wait(20)
+            result = real(*arguments)
+            done.set()
+            return result
+        result = real(*arguments)
+        may_go_on.set()
+        assert done.wait(20)
+        return result
+
+    monkeypatch.setattr(os, name, held)
+    return may_go_on, done
 
 
 async def test_publishing_is_not_cancelled(registry: Registry, watched: FaultyDriver) -> None:
