@@ -38,6 +38,8 @@ with_one_thing_at_a_path = pytest.mark.parametrize(
     "driver", [name for name in DRIVERS if name not in OBJECT_STORES], indirect=True
 )
 
+NamesLeft = Callable[[str], Awaitable[list[str]]]
+
 
 async def content_of(driver: StorageDriver, path: str) -> bytes:
     return await driver.get_content(path, limit=64 * MEBIBYTE)
@@ -241,7 +243,7 @@ async def test_content_cannot_replace_a_directory(driver: StorageDriver) -> None
 
 
 @pytest.mark.parametrize("driver", OBJECT_STORES, indirect=True)
-async def test_a_file_beside_a_directory_of_the_same_name(driver: StorageDriver) -> None:
+async def test_a_file_beside_a_directory_of_the_same_name(driver: StorageDriver, names_left: NamesLeft) -> None:
     """Keys know no directories. The file is seen, nothing is lost, and both are deleted together."""
     await driver.put_content("/a/b", b"below")
     await driver.put_content("/a", b"content")
@@ -252,7 +254,7 @@ async def test_a_file_beside_a_directory_of_the_same_name(driver: StorageDriver)
     assert sorted(await driver.list("/"), key=lambda entry: entry.name) == [Entry("a", False), Entry("a-c", False)]
     assert await names_in(driver, "/a") == ["b"]
     await driver.delete("/a")
-    assert await names_in(driver, "/") == ["a-c"]
+    assert await names_left("/") == ["a-c"]
     with pytest.raises(PathNotFound):
         await driver.stat("/a/b")
 
@@ -959,12 +961,12 @@ async def test_delete_a_file(driver: StorageDriver) -> None:
     assert await names_in(driver, "/a") == ["c"]
 
 
-async def test_delete_a_directory(driver: StorageDriver) -> None:
+async def test_delete_a_directory(driver: StorageDriver, names_left: NamesLeft) -> None:
     """With all in it, but not what only begins alike."""
     for path in ("/a/b", "/a/c/d", "/ab", "/a-b/c", "/a.b"):
         await driver.put_content(path, b"")
     await driver.delete("/a")
-    assert await names_in(driver, "/") == ["a-b", "a.b", "ab"]
+    assert await names_left("/") == ["a-b", "a.b", "ab"]
     with pytest.raises(PathNotFound):
         await driver.stat("/a/c/d")
 
@@ -978,13 +980,13 @@ async def test_delete_what_is_missing(driver: StorageDriver) -> None:
     assert await names_in(driver, "/") == ["ab"]
 
 
-async def test_delete_in_steps(driver: StorageDriver) -> None:
+async def test_delete_in_steps(driver: StorageDriver, names_left: NamesLeft) -> None:
     """All of it goes, missing or not, and the neighbours stay."""
     for path in ("/a/u/data", "/a/u/states/1", "/a/u/states/2", "/a/u/started", "/a/u/name", "/a/v/data", "/a/u-1"):
         await driver.put_content(path, b"")
     steps = (("/a/u/data", "/a/u/states"), ("/a/u/started", "/a/u/missing"), ("/a/u",))
     await driver.delete_in_steps(*steps)
-    assert await names_in(driver, "/a") == ["u-1", "v"]
+    assert await names_left("/a") == ["u-1", "v"]
     await driver.delete_in_steps(*steps)
     await driver.delete_in_steps(("/a/u-1",), ("/a/v/data", "/a/missing"))
     for path in ("/a/u-1", "/a/v/data"):
@@ -1046,7 +1048,7 @@ async def test_remove_a_file_as_a_directory(driver: StorageDriver) -> None:
 
 
 @without_directories
-async def test_a_driver_without_directories_ignores_them(driver: StorageDriver) -> None:
+async def test_a_driver_without_directories_ignores_them(driver: StorageDriver, names_left: NamesLeft) -> None:
     """A directory is there while something is in it."""
     assert not driver.capabilities.directories
     await driver.make_directory("/a")
@@ -1055,7 +1057,7 @@ async def test_a_driver_without_directories_ignores_them(driver: StorageDriver) 
     await driver.remove_directory("/a")
     assert await names_in(driver, "/a") == ["b"]
     await driver.delete("/a/b")
-    assert await driver.list("/") == []
+    assert await names_left("/") == []
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------

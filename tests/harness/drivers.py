@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from harness.azurite import azurite
 from harness.gcs_server import gcs_server
 from harness.object_stores import gateway
+from harness.seaweedfs import seaweedfs
 from layerfs.driver.azure import AzureDriver
 from layerfs.driver.fsspec import FsspecDriver
 from layerfs.driver.gcs import GcsDriver
@@ -46,10 +47,13 @@ DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
     "azure": lambda disk, ram: AzureDriver(azurite().options(f"tests/{uuid.uuid4()}")),
     "gcs": lambda disk, ram: GcsDriver(gcs_server().options(f"tests/{uuid.uuid4()}")),
     "s3": lambda disk, ram: S3Driver(gateway().options(f"tests/{uuid.uuid4()}")),
+    "s3-seaweedfs": lambda disk, ram: S3Driver(seaweedfs().options(f"tests/{uuid.uuid4()}")),
 }
 APPENDING = [name for name in DRIVERS if name != "fsspec-unheardof"]
 RANDOM_WRITING = ["memory", "metered-on-tmpfs", "local-on-disk", "local-on-tmpfs"]
 ONLY_APPENDING = [name for name in APPENDING if name not in RANDOM_WRITING]
-WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "azure", "gcs"]
+WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "s3-seaweedfs", "azure", "gcs"]
 #: Here a file and a directory can have one name: keeping them apart would double the requests of every change.
-OBJECT_STORES = ["s3", "azure", "gcs"]
+OBJECT_STORES = ["s3", "s3-seaweedfs", "azure", "gcs"]
+#: These have directories of their own, and list one for some minutes after the last file in it was deleted.
+LISTING_EMPTIED = ["s3-seaweedfs"]

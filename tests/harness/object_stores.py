@@ -1,7 +1,8 @@
-"""Object stores that run here: Ceph's RADOS gateway, from Debian's packages, with all its data in memory.
+"""Servers of S3 that run here, and what tests need of each; and the one that most of them have, Ceph's RADOS gateway.
 
-One for the whole session, because it takes a second to start; each test has a prefix of its own in one bucket. It is a
-real monitor, a real OSD and a real gateway: what it answers is what Ceph answers.
+The gateway is that of Debian's packages, with all its data in memory: a real monitor, a real OSD and a real gateway, so
+what it answers is what Ceph answers. Others are in modules of their own (`seaweedfs`, `swift`). Each runs once for the
+whole session, because it takes seconds to start; each test has a prefix of its own in one bucket.
 """
 
 from __future__ import annotations
@@ -96,13 +97,15 @@ class CommandFailed(Exception):
     """A program of Ceph did not do what it was to do."""
 
 
-class RadosGateway:
-    """A Ceph cluster of one monitor, one OSD and one gateway, with one user and one bucket."""
+class S3Server:
+    """A server of S3 with one user and one bucket, as a context manager; what it consists of is up to a subclass."""
+
+    access_key = ACCESS_KEY
+    secret_key = SECRET_KEY
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.port = free_port()
-        self._mon_port = free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -113,8 +116,8 @@ class RadosGateway:
     def environment(self) -> dict[str, str]:
         """What a program needs in its environment to use it."""
         return {
-            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
 
@@ -126,8 +129,8 @@ class RadosGateway:
             "s3",
             endpoint_url=self.endpoint,
             region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
             config=config,
         )
 
@@ -135,8 +138,8 @@ class RadosGateway:
         """The options of a driver for a prefix in the bucket; `endpoint_url` can be that of something in between."""
         given = {
             "endpoint_url": self.endpoint,
-            "access_key_id": ACCESS_KEY,
-            "secret_access_key": SECRET_KEY,
+            "access_key_id": self.access_key,
+            "secret_access_key": self.secret_key,
             "region": "us-east-1",
         }
         return S3Options(bucket=BUCKET, root_prefix=prefix, **(given | more))
@@ -148,8 +151,8 @@ version: 0.1
 log: {{level: info}}
 storage:
   s3:
-    accesskey: {ACCESS_KEY}
-    secretkey: {SECRET_KEY}
+    accesskey: {self.access_key}
+    secretkey: {self.secret_key}
     region: us-east-1
     regionendpoint: {self.endpoint}
     bucket: {BUCKET}
@@ -175,6 +178,53 @@ http: {{addr: "127.0.0.1:5000", secret: {signing_key}}}
             process.wait(10)
         self._processes.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _start(self) -> None:
+        """Starts its processes, and makes the bucket."""
+        raise NotImplementedError
+
+    def _spawn(self, name: str, *command: str, **more: Any) -> None:
+        with (self.directory / f"{name}.out").open("wb") as out:
+            self._processes.append(
+                subprocess.Popen(
+                    # Also when the tests are killed nothing of it stays.
+                    ["setpriv", "--pdeathsig", "KILL", *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                    **more,
+                )
+            )
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while not condition():
+            for process in self._processes:
+                assert process.poll() is None, f"{process.args[0]} ended:\n{self._logs()}"
+            assert time.monotonic() < deadline, f"{what} did not come up:\n{self._logs()}"
+            time.sleep(0.05)  # polling interval
+
+    def _logs(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.out"))
+
+    def _answers(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/")
+            return connection.getresponse().status < 500
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+
+class RadosGateway(S3Server):
+    """A Ceph cluster of one monitor, one OSD and one gateway."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._mon_port = free_port()
 
     def _start(self) -> None:
         for part in ("mon", "osd"):
@@ -224,45 +274,14 @@ http: {{addr: "127.0.0.1:5000", secret: {signing_key}}}
         return result.stdout
 
     def _serve(self, program: str, *arguments: str) -> None:
-        with (self.directory / f"{program}.out").open("wb") as out:
-            self._processes.append(
-                subprocess.Popen(
-                    # Also when the tests are killed nothing of it stays.
-                    ["setpriv", "--pdeathsig", "KILL", program, "-c", str(self._conf), *arguments],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                )
-            )
-
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + START_LIMIT
-        while not condition():
-            for process in self._processes:
-                assert process.poll() is None, f"{process.args[0]} ended:\n{self._logs()}"
-            assert time.monotonic() < deadline, f"{what} did not come up:\n{self._logs()}"
-            time.sleep(0.05)  # polling interval
-
-    def _logs(self) -> str:
-        return "\n".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.out"))
-
-    def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/")
-            return connection.getresponse().status < 500
-        except OSError:
-            return False
-        finally:
-            connection.close()
+        self._spawn(program, program, "-c", str(self._conf), *arguments)
 
 
 class Stored:
     """What is in the bucket, seen by the SDK alone."""
 
-    def __init__(self, rgw: RadosGateway, prefix: str) -> None:
-        self.client = rgw.client
+    def __init__(self, server: S3Server, prefix: str) -> None:
+        self.client = server.client
         self._prefix = prefix
 
     def key(self, path: str) -> str:
