@@ -57,3 +57,10 @@ WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "s3-seaweedfs", "azure", "gcs"]
 OBJECT_STORES = ["s3", "s3-seaweedfs", "azure", "gcs"]
 #: These have directories of their own, and list one for some minutes after the last file in it was deleted.
 LISTING_EMPTIED = ["s3-seaweedfs"]
+
+
+def storage_on(kind: str, directory: Path) -> StorageDriver:
+    """An empty storage in memory, on a local disk, or under a prefix of its own in an object store."""
+    if kind == "local":
+        return LocalDriver(str(directory / "storage"), create=True)
+    return DRIVERS[kind](directory, directory)

@@ -1,4 +1,4 @@
-"""A registry in memory and the same on a local disk: whatever holds for one holds for the other."""
+"""A registry in memory, the same on a local disk, and on object stores if asked for: it behaves the same on all."""
 
 from __future__ import annotations
 
@@ -7,22 +7,28 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import trio
+from harness.drivers import storage_on
 from harness.faulty_driver import Disk, FaultyDriver
+from harness.store_option import parametrize
 
 from layerfs.driver.interface import StorageDriver
-from layerfs.driver.local import LocalDriver
-from layerfs.driver.memory import MemoryDriver
 from layerfs.registry import LayerService, Registry
 
 NAME = "foo/bar"
 
 
-@pytest.fixture(params=["memory", "local"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize(metafunc, "driver", local=["memory", "local"])
+
+
+@pytest.fixture
 async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
     """An empty storage."""
-    driver = MemoryDriver() if request.param == "memory" else LocalDriver(str(tmp_path / "storage"), create=True)
+    driver = storage_on(request.param, tmp_path)
     yield driver
-    await driver.close()
+    with trio.CancelScope(shield=True):
+        await driver.close()
 
 
 @pytest.fixture
