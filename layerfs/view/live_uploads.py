@@ -43,6 +43,7 @@ from layerfs.view.nodes import (
     file_attributes,
     no_entry,
 )
+from layerfs.view.readahead import ReadAhead
 from layerfs.view.state import MountState
 
 _log = logging.getLogger(__name__)
@@ -498,6 +499,8 @@ class UploadHandle(Handle):
         self._writes = flags & os.O_ACCMODE != os.O_RDONLY
         self._appends = bool(flags & os.O_APPEND)
         self._reader: FileReader | None = None
+        # Set with `_reader` where bytes that are in storage do not change any more, and closes it.
+        self._ahead: ReadAhead | None = None
         # One read at a time, because it may change readers.
         self._reading = trio.Lock()
 
@@ -508,7 +511,8 @@ class UploadHandle(Handle):
         async with self._reading:
             if self._reader is None or self._reader.size < offset + length:
                 await self._renew_reader()
-            return await self._reader.read(offset, length) if self._reader is not None else b""
+            source = self._ahead or self._reader
+            return await source.read(offset, length) if source is not None else b""
 
     async def write(self, offset: int, content: bytes) -> int:
         live = self._check_writer()
@@ -590,6 +594,9 @@ class UploadHandle(Handle):
             return
         self._close_reader()
         self._reader = reader
+        # The kernel keeps no pages of an upload, so programs that read a little at a time do so here, too.
+        if reader is not None and not self._view.state.registry.driver.capabilities.random_writes:
+            self._ahead = ReadAhead(reader, self._view.state.read_ahead, key=reader)
 
     async def _open_reader(self) -> FileReader | None:
         """The bytes in storage; None for an upload that has not even an empty file yet."""
@@ -610,9 +617,10 @@ class UploadHandle(Handle):
         return None
 
     def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        source = self._ahead or self._reader
+        if source is not None:
+            source.close()
+        self._ahead = self._reader = None
 
     def _check_writer(self) -> LiveUpload:
         if not self._writes:
