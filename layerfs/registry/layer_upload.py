@@ -175,14 +175,14 @@ class LayerUpload:
             await self._write_out_of_order(offset, content)
 
     async def truncate(self, size: int) -> None:
-        """Makes the upload `size` bytes long. Raises `InvalidOffset` where the storage can only append."""
+        """Makes the upload `size` bytes long. Raises `InvalidOffset` if it is longer and storage can only append."""
         self._check_usable()
         if size == self.size:
             return
         async with self._exclusively():
             await self._store_pending()
             writer = await self._open_writer()
-            if size > writer.size and self._driver.capabilities.random_writes:
+            if size > writer.size:
                 await self._extend(writer, size)
                 return
             writer = await self._writer_for_random_access(size)
@@ -358,6 +358,9 @@ class LayerUpload:
     async def _extend(self, writer: FileWriter, size: int) -> None:
         """Makes a hole at the end, as `cp` does for a file with holes; finishing need not read it all for that."""
         gap = size - writer.size
+        if not self._driver.capabilities.random_writes:
+            await self._append_zeros(gap)
+            return
         follows = self._hash.count == writer.size
         self._flushed = False
         await self._attempt(writer.truncate(size), refusable=True)

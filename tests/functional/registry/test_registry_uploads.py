@@ -350,18 +350,20 @@ async def test_a_hole_too_large_to_be_hashed_at_once(layers: LayerService) -> No
 
 
 async def test_a_storage_that_can_only_append(registry: Registry) -> None:
-    """An earlier offset is refused before a byte has changed; a gap is filled; the upload goes on."""
+    """An earlier offset is refused before a byte has changed; gaps are filled, at the end too; the upload goes on."""
     from harness.faulty_driver import Disk
 
     upload = await Registry(AppendOnly(Disk(registry.driver))).repository(NAME).layers.upload()
     await upload.write(b"0123456789")
-    for refused in (lambda: upload.write_at(3, b"x"), lambda: upload.truncate(3), lambda: upload.truncate(30)):
+    for refused in (lambda: upload.write_at(3, b"x"), lambda: upload.truncate(3)):
         with pytest.raises(InvalidOffset):
             await refused()
     assert upload.is_usable
     upload.seek(12)
     await upload.write(b"end")
-    await upload.finish(Digest.of(b"0123456789\0\0end"))
+    await upload.truncate(5_000_000)
+    assert upload.size == 5_000_000
+    await upload.finish(Digest.of(b"0123456789\0\0end".ljust(5_000_000, b"\0")))
 
 
 async def test_a_write_that_the_backend_refuses(registry: Registry, watched: FaultyDriver) -> None:
