@@ -12,7 +12,8 @@ What every driver promises, and `tests/contract` checks:
 * **Regular files only.** A symbolic link, FIFO, socket or device is never followed, opened or listed, whoever put it
   there. Nothing outside the storage is ever reached.
 * **Cancellable.** Every method may be cancelled at any await; what it was doing then may or may not have happened, or
-  happen yet, but not after anything newer at the same path; and nothing (descriptor, lock) is left behind.
+  happen yet (but in a thread of ours not after anything newer at the same path), and nothing (descriptor, lock) is left
+  behind.
 
 Errors are the `DriverError`s of `layerfs.errors`; no exception of a backend's library gets out.
 """
