@@ -105,10 +105,14 @@ def notify(state: str) -> None:
         log.warning("the service manager at %r cannot be told %r: %s", os.environ["NOTIFY_SOCKET"], state, exc)
 
 
-#: glibc's number for that option of mallopt(3), and the bytes from which on a buffer is large: a little more than what
-#: asyncio receives at a time, or each time that would cost fresh pages.
+#: glibc's numbers for these options of mallopt(3).
+_M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
-_LARGE_BUFFER: Final = 384 << 10
+
+#: Bytes from which on a buffer is large: more than what the kernel sends in one write and asyncio receives at a time,
+#: or each of them would cost fresh pages; and bytes of free memory that are kept for the next ones.
+_LARGE_BUFFER: Final = 1536 << 10
+_KEPT_FREE: Final = 16 << 20
 
 
 class _Phase(Enum):
@@ -394,6 +398,7 @@ def _keep_freed_memory_small() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BUFFER)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_FREE)
 
 
 def _device_of(mountpoint: str) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +22,7 @@ from botocore import exceptions
 from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
+from layerfs.driver.s3_body import PartBody
 from layerfs.driver.s3_errors import UploadGone, error_code, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
@@ -111,6 +111,8 @@ class Bucket:
         self._deadline = options.read_timeout * _ATTEMPTS
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
+        #: And their memory.
+        self.part_buffers = BufferPool(options.part_size, kept=max(1, PART_MEMORY // options.part_size))
         self._buffers = BufferPool(_BUFFERED)
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
@@ -312,7 +314,7 @@ class Bucket:
             await self._abort_others(path, upload_id)
         return upload_id
 
-    async def upload_part(self, path: str, upload_id: str, number: int, content: bytes) -> Part:
+    async def upload_part(self, path: str, upload_id: str, number: int, content: bytes | memoryview) -> Part:
         """Stores one part, in place of what had its number."""
         answer = await self._ask(
             self._writes,
@@ -323,8 +325,7 @@ class Bucket:
             UploadId=upload_id,
             PartNumber=number,
             ContentLength=len(content),
-            # As a file, so that it is sent piece by piece: in one piece it would hold the loop up.
-            Body=io.BytesIO(content),
+            Body=PartBody(content),
         )
         return Part(number, len(content), _etag(answer))
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from layerfs.driver.at_once import gather
+from layerfs.driver.buffers import Gathering
 from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_bucket import Bucket, OpenUpload, Part
 from layerfs.driver.s3_errors import UploadGone
@@ -36,6 +37,10 @@ from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNot
 
 #: From which part on parts are how many times as large, so that 10,000 of them hold a terabyte.
 _GROWTH: Final = ((6000, 16), (2000, 4), (0, 1))
+
+#: What the ETag of an object follows from in the ETag of a part; of a part that was copied SeaweedFS adds of how many
+#: pieces it is.
+_MD5: Final = re.compile("([0-9a-f]{32})(?:-[0-9]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +95,12 @@ def total(parts: Sequence[Part]) -> int:
 
 def version_of(parts: Sequence[Part]) -> S3Version:
     """The version that an object made of these parts has."""
-    etags = [part.etag for part in parts]
-    if all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
-        digest = hashlib.md5(b"".join(map(bytes.fromhex, etags)), usedforsecurity=False).hexdigest()
-        return S3Version(f"{digest}-{len(etags)}", total(parts))
+    matches = [_MD5.fullmatch(part.etag) for part in parts]
+    if all(matches):
+        sums = b"".join(bytes.fromhex(match[1]) for match in matches if match is not None)
+        return S3Version(f"{hashlib.md5(sums, usedforsecurity=False).hexdigest()}-{len(parts)}", total(parts))
     # Of an encrypted object nothing can be foretold, but its parts can be compared with themselves.
-    return S3Version("+".join(etags), total(parts))
+    return S3Version("+".join(part.etag for part in parts), total(parts))
 
 
 async def find_upload(
@@ -178,27 +183,6 @@ def _result_of(task: asyncio.Task[Part], path: str) -> Part:
     return task.result()
 
 
-class _Gathered:
-    """Bytes that come in pieces, which are copied only once: into one, when that is wanted."""
-
-    def __init__(self, content: bytes = b"") -> None:
-        self._pieces: list[bytes | memoryview] = [content]
-        self._size = len(content)
-
-    def __len__(self) -> int:
-        return self._size
-
-    def add(self, piece: memoryview) -> None:
-        """The piece must not change any more."""
-        self._pieces.append(piece)
-        self._size += len(piece)
-
-    def joined(self) -> bytes:
-        """All of it."""
-        self._pieces = [b"".join(self._pieces)]
-        return bytes(self._pieces[0])
-
-
 class S3Upload:
     """An upload that this process writes, or repacks. One method at a time has it; the others wait."""
 
@@ -212,10 +196,10 @@ class S3Upload:
         self._object = state.found
         # The object is all there is: there are no parts, or not all that there were to be.
         self._is_object = state.is_object
-        self._tail = _Gathered()
+        self._tail = self._gathering()
         self._tail_part: Part | None = None
         self._storing: dict[int, asyncio.Task[Part]] = {}
-        self._storing_contents: dict[int, bytes] = {}
+        self._storing_contents: dict[int, memoryview] = {}
         # The short part whose place the first of them takes.
         self._replaced: Part | None = None
         # Whether every part is one that was stored here, or was listed when this began.
@@ -282,7 +266,7 @@ class S3Upload:
             self._check()
             stored = self.size - len(self._tail)
             if offset >= stored:
-                return self._tail.joined()[offset - stored : offset - stored + length]
+                return bytes(self._tail.view()[offset - stored : offset - stored + length])
             if self._object is None or self._object.size < offset + length:
                 await self._flush()
                 await self._repack()
@@ -303,7 +287,7 @@ class S3Upload:
             await asyncio.wait(self._storing.values())
         self._storing.clear()
         self._storing_contents.clear()
-        self._tail = _Gathered()
+        self._tail = self._gathering()
 
     # --- taking bytes; the lock is held ------------------------------------------------------------------------------
 
@@ -313,8 +297,9 @@ class S3Upload:
 
     async def _take(self, view: memoryview) -> None:
         while view:
-            taken = view[: max(0, self._next_size - len(self._tail))]
-            self._tail.add(taken)
+            size = self._next_size
+            taken = view[: max(0, size - len(self._tail))]
+            self._tail.add(taken, size)
             view = view[len(taken) :]
             if self._is_full:
                 await self._wait_for_room(len(self._tail))
@@ -322,6 +307,9 @@ class S3Upload:
             if self._is_full:
                 await self._bucket.part_memory.take(len(self._tail))
                 self._begin_storing()
+
+    def _gathering(self, content: bytes = b"") -> Gathering:
+        return Gathering(self._bucket.part_buffers, content)
 
     @property
     def _is_full(self) -> bool:
@@ -342,16 +330,18 @@ class S3Upload:
     async def _wait_for_room(self, size: int) -> None:
         options = self._bucket.options
         most = options.part_size * options.parts_in_flight
-        while self._storing and self._storing_size + size > most:
+        # Behind a short part nothing is stored before the full one is in its place: whoever finds the upload after a
+        # crash would take them for its content, without what is missing between them.
+        while self._storing and (self._replaced is not None or self._storing_size + size > most):
             await asyncio.wait(self._storing.values(), return_when=asyncio.FIRST_COMPLETED)
             await self._settle()
 
     def _begin_storing(self) -> None:
         assert self._upload_id is not None  # noqa: S101
-        number, content = self._next_number, self._tail.joined()
+        number, content = self._next_number, self._tail.view()
         size = len(content)
         self._replaced = self._tail_part or self._replaced
-        self._tail, self._tail_part = _Gathered(), None
+        self._tail, self._tail_part = self._gathering(), None
         self._storing_contents[number] = content
         storing = self._bucket.upload_part(self.path, self._upload_id, number, content)
         self._storing[number] = task = asyncio.ensure_future(storing)
@@ -384,7 +374,7 @@ class S3Upload:
         try:
             await self._check_unchanged(self._upload_id)
             self._tail_part = await self._bucket.upload_part(
-                self.path, self._upload_id, self._next_number, self._tail.joined()
+                self.path, self._upload_id, self._next_number, self._tail.view()
             )
         except UploadGone as error:
             await self._carry_on(error)
@@ -412,7 +402,7 @@ class S3Upload:
         if self._storing:
             await asyncio.wait(self._storing.values())
         state = await find_upload(self._bucket, self.path, look_at_object=True)
-        pending = b"".join([*(self._storing_contents[number] for number in sorted(self._storing)), self._tail.joined()])
+        pending = b"".join([*(self._storing_contents[number] for number in sorted(self._storing)), self._tail.view()])
         if state is None or state.stray or not self._is_repacked(state):
             self._failure = gone
             raise gone
@@ -420,7 +410,7 @@ class S3Upload:
         self._upload_id, self._object, self._is_known = state.upload_id, state.found, False
         self._storing.clear()
         self._storing_contents.clear()
-        self._tail, self._tail_part, self._replaced = _Gathered(), None, None
+        self._tail, self._tail_part, self._replaced = self._gathering(), None, None
         if state.size < SMALLEST_PART:
             self._tail_part = state.parts[0]
         else:
@@ -510,4 +500,4 @@ class S3Upload:
             await self._bucket.delete(self.path)
             self._object = None
         self._parts, self._stray, self._is_object = parts, (), False
-        self._tail, self._tail_part = _Gathered(tail), tail_part
+        self._tail, self._tail_part = self._gathering(tail), tail_part
