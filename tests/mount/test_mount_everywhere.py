@@ -15,7 +15,7 @@ import pytest
 from harness.commands import append, opened, run, wait_until
 from harness.mount import Mount
 from harness.repository import MountedRepository
-from harness.storage import Storage, digest_of, snapshot
+from harness.storage import Storage, add_to, digest_of, snapshot
 
 # --- read-only -------------------------------------------------------------------------------------------------------
 
@@ -170,6 +170,7 @@ def test_repository_attribute_of_directories(repository: MountedRepository) -> N
 # --- statfs ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.local("an object store has no size")
 def test_statfs_is_that_of_the_disk(mount: Mount) -> None:
     """On local disk the figures are those of the file system below."""
     seen, real = os.statvfs(mount.path), os.statvfs(mount.source)
@@ -305,8 +306,7 @@ def test_the_metadata_ttl(mounts, storage: Storage) -> None:
     repository = MountedRepository(mounts(storage, "--metadata-ttl", "0.1"), storage, "r")
     upload_id = storage.put_upload("r", b"abc")
     assert os.stat(repository.upload(upload_id)).st_size == 3
-    with open(storage.upload("r", upload_id) / "data", "ab") as data:
-        data.write(b"def")
+    add_to(storage.upload("r", upload_id) / "data", b"def")
     wait_until(lambda: os.stat(repository.upload(upload_id)).st_size == 6, "the new size", seconds=1)
 
 
@@ -314,8 +314,7 @@ def test_an_upload_that_a_registry_goes_on_with(repository: MountedRepository) -
     """Its size grows within the TTL, and `>>` here comes after what was written there."""
     upload_id = repository.storage.put_upload(repository.name, b"abc")
     assert os.stat(repository.upload(upload_id)).st_size == 3
-    with open(repository.storage.upload(repository.name, upload_id) / "data", "ab") as data:
-        data.write(b"def")
+    add_to(repository.storage.upload(repository.name, upload_id) / "data", b"def")
     wait_until(lambda: os.stat(repository.upload(upload_id)).st_size == 6, "the new size", seconds=3)
     append(repository.upload(upload_id), b"ghi")
     assert repository.upload(upload_id).read_bytes() == b"abcdefghi"

@@ -27,6 +27,7 @@ from harness.images import (
     oci_index,
 )
 from harness.storage import Storage, digest_of, files
+from harness.stores import Store
 from harness.tagged import TaggedMount, TaggedRepository
 
 MISSING = "sha256:" + "0" * 64
@@ -35,17 +36,17 @@ LIMIT = 4 << 20
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaggedMount]:
+def small(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
     """A small storage, mounted with default options."""
-    shared = TaggedMount(tmp_path_factory.mktemp("manifests"))
+    shared = TaggedMount(tmp_path_factory.mktemp("manifests"), store=store)
     with shared.mount:
         yield shared
 
 
 @pytest.fixture(scope="module")
-def small_deletable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaggedMount]:
+def small_deletable(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
     """Another one, mounted with `--allow-delete`."""
-    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete")
+    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete", store=store)
     with shared.mount:
         yield shared
 
@@ -386,7 +387,7 @@ def test_revisions_that_lead_nowhere(repository: TaggedRepository) -> None:
     good = repository.store_manifest(repository.image("good"))
     revisions = repository.storage.repository(repository.name) / "_manifests/revisions/sha256"
     for digest, link in (("1" * 64, "sha256:" + "1" * 64), ("2" * 64, ""), ("3" * 64, good)):
-        (revisions / digest).mkdir()
+        (revisions / digest).mkdir(parents=True)
         (revisions / digest / "link").write_text(link)
     assert repository.manifests == [good]
     for digit in "12":

@@ -16,24 +16,25 @@ import pytest
 from harness.commands import append, get_xattr, opened, run, shell, wait_until, write_all
 from harness.images import encode, oci_image, oci_index
 from harness.mount import Mount
-from harness.storage import Storage, digest_of, digest_of_file
+from harness.storage import Storage, digest_of, digest_of_file, remove_tree
+from harness.stores import Store
 from harness.tagged import TaggedMount, TaggedRepository
 
 MISSING = "sha256:" + "0" * 64
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaggedMount]:
+def small(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
     """A small storage, mounted with default options."""
-    shared = TaggedMount(tmp_path_factory.mktemp("tags"))
+    shared = TaggedMount(tmp_path_factory.mktemp("tags"), store=store)
     with shared.mount:
         yield shared
 
 
 @pytest.fixture(scope="module")
-def small_deletable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaggedMount]:
+def small_deletable(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
     """Another one, mounted with `--allow-delete`."""
-    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete")
+    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete", store=store)
     with shared.mount:
         yield shared
 
@@ -423,7 +424,7 @@ def test_what_others_change(repository: TaggedRepository) -> None:
         repository.store_tag("v1", current)
         wait_until(lambda current=current: repository.tags == {"v1": current}, "the tag of the others", seconds=1.5)
         assert digest_of_file(repository.tag("v1")) == current
-    run("rm", "-r", repository.storage.repository(repository.name) / "_manifests/tags/v1")
+    remove_tree(repository.storage.repository(repository.name) / "_manifests/tags/v1")
     wait_until(lambda: repository.tags_listed == [], "its end in the list", seconds=1.5)
     assert not repository.tag("v1").is_symlink()
 
