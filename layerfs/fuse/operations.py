@@ -13,6 +13,7 @@ from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, Set
 
 from layerfs.errors import DeadlineExceeded, InvalidArgument, NotPermitted
 from layerfs.fuse.guard import GuardedOperations
+from layerfs.fuse.second_asks import SecondAsks
 from layerfs.view.caller import set_calling_thread
 from layerfs.view.nodes import Attributes, Handle, HandleId, Ino
 from layerfs.view.stats import Details
@@ -44,6 +45,7 @@ class Operations(GuardedOperations):
         self._tree = tree
         self._uid = tree.options.uid
         self._gid = tree.options.gid
+        self._second_asks = SecondAsks()
 
     # --- for the guard ---------------------------------------------------------------------------------------
 
@@ -197,11 +199,12 @@ class Operations(GuardedOperations):
             # Sent to the kernel before anything else runs: the buffer may be used again after that.
             self.stats.read(handle.path, len(content))
             return cast(bytes, content)
-        with trio.move_on_after(self.operation_timeout):
-            content = await handle.read(off, size)
-            self.stats.read(handle.path, len(content))
-            return content
-        raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
+        with self._second_asks.answered(fh, off, size):
+            with trio.move_on_after(self.operation_timeout):
+                content = await handle.read(off, size)
+                self.stats.read(handle.path, len(content))
+                return content
+            raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._tree.handle(HandleId(fh))
