@@ -118,16 +118,19 @@ class LiveUploads:
 
         Without what is being written to `_layers` here: if it does not become a layer it goes when it is released.
         """
+        hidden = self._to_be_layers(name)
         infos = self.state.upload_listings.get(name)
         if infos is None:
             began_at = time.monotonic()
             infos = _with_distinct_names(await self.state.service(name).uploads())
             self.state.upload_listings.put(name, began_at, infos)
-        return [info for info in infos if not self._becomes_a_layer(info)]
+            # Others have begun meanwhile; and what was taken back meanwhile may still have been there to be listed.
+            hidden |= self._to_be_layers(name)
+        return [info for info in infos if info.uuid not in hidden]
 
-    def _becomes_a_layer(self, info: UploadInfo) -> bool:
-        live = self.live(info.name, info.uuid)
-        return live is not None and live.expected is not None
+    def _to_be_layers(self, name: str) -> set[str]:
+        """The uploads of a repository that are being written to `_layers`."""
+        return {uuid for (repository, uuid), live in self._live.items() if repository == name and live.expected}
 
     async def find(self, name: str, file_name: str) -> UploadFile:
         """The upload called `file_name`. Raises `NoSuchEntry`."""

@@ -324,6 +324,26 @@ async def test_a_layer_that_could_not_be_cancelled(shown: InProcess, driver: Fau
     await shown.remove(shown.upload(left))
 
 
+async def test_a_listing_while_a_wrong_layer_is_taken_back(shown: InProcess, driver: FaultyDriver) -> None:
+    """What was to become a layer, and does not, is never listed as an upload, also if the listing began before."""
+    for call in range(1, CALLS):
+        file = await shown.open(shown.layer(WRONG), os.O_WRONLY | os.O_CREAT)
+        await file.write(CONTENT)
+        listed: list[str] = []
+
+        async def look(listed: list[str] = listed) -> None:
+            listed += await shown.list(shown.uploads)
+
+        met = await crossing(driver, look, file.close, call)
+        assert listed == []
+        if met is None:
+            assert await outcome(file.close) == errno.EBADMSG
+            break
+        assert met == (0, errno.EBADMSG)
+    else:
+        pytest.fail("an operation without an end")
+
+
 async def test_the_end_of_the_mount(shown: InProcess, driver: FaultyDriver) -> None:
     """Every open upload gets its last bytes, also after one that cannot be stored."""
     files = [await shown.open(shown.upload(name), os.O_WRONLY | os.O_CREAT) for name in "xyz"]
