@@ -93,6 +93,10 @@ ADVICE: Final[dict[type[errors.LayerfsError], str]] = {
         "With --verify-reads a layer is fetched into --cache-dir before it is read: make room on that disk, or make "
         "--cache-size larger than the layer."
     ),
+    errors.BlobNotVerifiedYet: (
+        "With --verify-reads a layer is fetched as a whole before it is read. It is being fetched: read it again "
+        "later, fetch large ones beforehand with 'layerfs warm', or give reads more time with --operation-timeout."
+    ),
     errors.LinkInvalid: _DAMAGED,
     errors.LinkMismatch: _DAMAGED,
     errors.LayerUnknown: (

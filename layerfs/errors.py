@@ -256,6 +256,14 @@ class BlobUnverifiable(LayerfsError):
         self.digest = digest
 
 
+class BlobNotVerifiedYet(LayerfsError):
+    """A blob is still being fetched, and is not given out before it is verified; `count` of `size` bytes are here."""
+
+    def __init__(self, digest: object, count: int, size: int) -> None:
+        super().__init__(f"blob {digest} is not verified yet: {count} of {size} bytes were fetched, which goes on")
+        self.digest = digest
+
+
 class LinkInvalid(LayerfsError):
     """A link file in storage whose content is no digest (empty, malformed, too long)."""
 

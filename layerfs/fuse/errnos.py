@@ -51,6 +51,7 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     errors.BlobUnknown: errno.ENOENT,
     errors.BlobDamaged: errno.EIO,
     errors.BlobUnverifiable: errno.EIO,
+    errors.BlobNotVerifiedYet: errno.ETIMEDOUT,
     errors.LinkInvalid: errno.EIO,
     errors.LinkMismatch: errno.EIO,
     errors.LayerUnknown: errno.ENOENT,

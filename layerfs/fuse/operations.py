@@ -261,5 +261,4 @@ class Operations(GuardedOperations):
 
 def _file_info(number: HandleId, handle: Handle) -> FileInfo:
     # What is not direct is immutable, so its pages are as good after the next open.
-    keep_cache = handle.keeps_pages and not handle.direct
-    return FileInfo(fh=number, direct_io=handle.direct, keep_cache=keep_cache)
+    return FileInfo(fh=number, direct_io=handle.direct, keep_cache=not handle.direct)

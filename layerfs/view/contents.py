@@ -2,8 +2,7 @@
 
 A `Filling` fetches one blob from its beginning. Who reads in order follows it, and needs no requests of his own; who
 reads elsewhere has his own until the blob is complete. Where reads are to be verified nothing is given out before
-that: only in a blob that would take too long may who reads in order follow, and finds an error at the end if the bytes
-are not what the digest says.
+that, however large the blob is: whoever reads a part of it, and nothing else, is to have the right bytes too.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import trio
 
 from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
-from layerfs.errors import BlobDamaged, BlobUnverifiable, LayerfsError
+from layerfs.errors import BlobDamaged, BlobNotVerifiedYet, BlobUnverifiable, LayerfsError
 from layerfs.registry import BlobInfo, BlobStore
 from layerfs.registry.content_cache import ContentCache, ContentUnreadable, NewContent
 from layerfs.registry.content_file import ContentDamaged, ContentMismatch
@@ -39,12 +38,8 @@ _FOLLOWED: Final = 80 * MIB
 #: Bytes that are fetched to the end though nobody reads the blob any more. What is left of others can be gone on with.
 _FINISHED: Final = 64 * MIB
 
-#: Up to here a blob is verified before its first byte is given out; from a slow storage more than this would take
-#: longer than an operation may.
-VERIFIED_FIRST: Final = 1 << 30
-
-#: Bytes at the end of a larger one that are given out only when all of it is verified.
-_HELD_BACK: Final = MIB
+#: Seconds before a read runs out of time in which it says how far the blob has come, instead of only that it is late.
+_TOLD_BEFORE: Final = 0.1
 
 #: Bytes by which a read may come before or after the one expected: the kernel sends several at once.
 _SLACK: Final = 4 * MIB
@@ -63,6 +58,8 @@ class Filling:
         self.error: LayerfsError | None = None
         self.done = trio.Event()
         self.scope = trio.CancelScope()
+        #: Whether somebody has run out of time waiting for it, and will come again.
+        self.is_late = False
         self._contents = contents
         self._new: NewContent | None = None
         self._progress = trio.Event()
@@ -88,10 +85,15 @@ class Filling:
         if not self.done.is_set():
             await self._progress.wait()
 
-    async def wait_for(self, end: int) -> None:
-        """Waits until the bytes before `end` are here, or no more come."""
-        while self.written < end and not self.done.is_set():
-            await self._progress.wait()
+    async def wait_verified(self) -> None:
+        """Waits until the cache has the blob. Raises why it has not; in time also that it has it not yet."""
+        with trio.move_on_at(trio.current_effective_deadline() - _TOLD_BEFORE):
+            await self.done.wait()
+        if not self.done.is_set():
+            self.is_late = True
+            raise BlobNotVerifiedYet(self.blob.digest, self.written, self.blob.size)
+        if self.error is not None:
+            raise self.error
 
     async def read(self, offset: int, length: int) -> bytes | None:
         """Bytes that are here, not verified yet; None if they are not."""
@@ -231,9 +233,9 @@ class Contents:
         return filling
 
     def leave(self, filling: Filling) -> None:
-        """One less follows it; without any it ends, unless it is nearly done."""
+        """One less follows it; without any it ends, unless it is nearly done, or was too slow for those."""
         filling.users -= 1
-        if filling.users <= 0 and filling.blob.size - filling.written > _FINISHED:
+        if filling.users <= 0 and not filling.is_late and filling.blob.size - filling.written > _FINISHED:
             filling.scope.cancel()
         self.forget_unused(filling)
 
@@ -260,12 +262,6 @@ class ContentHandle(Handle):
         # How far this handle has read in order from the beginning, and whether it has at all.
         self._next = 0
         self._in_order = True
-        #: What may turn out to be wrong at the end must not stay with the kernel.
-        self.keeps_pages = cached is not None or not self._may_stream
-
-    @property
-    def _may_stream(self) -> bool:
-        return self._contents.verify and self._blob.size > VERIFIED_FIRST
 
     def read_nowait(self, offset: int, length: int) -> memoryview | bytes | None:
         if self._cached is not None:
@@ -280,7 +276,7 @@ class ContentHandle(Handle):
         while True:
             content = await self._read_cached(offset, length)
             if content is None and self._contents.verify:
-                content = await self._read_verified(offset, length)
+                await self._wait_verified()
             elif content is None:
                 content = await self._read_along(offset, length)
             if content is not None:
@@ -322,22 +318,18 @@ class ContentHandle(Handle):
             return None
         return await self._ahead.read(offset, length)
 
-    async def _read_verified(self, offset: int, length: int) -> bytes | None:
-        """Follows a blob that is too large to wait for all of it; None if it is in the cache now. Raises its error."""
+    async def _wait_verified(self) -> None:
+        """Until the blob was in the cache; raises why it cannot be there."""
         filling = self._filling or self._follow()
-        if self._may_stream and self._in_order and offset + length <= self._blob.size - _HELD_BACK:
-            await filling.wait_for(offset + length)
-            content = await filling.read(offset, length)
-            if content is not None:
-                return content
-        await filling.done.wait()
-        if filling.error is not None:
-            # Whoever reads next may find it better.
-            self._leave()
-            raise filling.error
+        try:
+            await filling.wait_verified()
+        except LayerfsError:
+            if filling.done.is_set():
+                # Whoever reads next may find it better.
+                self._leave()
+            raise
         if not await self._switch():
             self._leave()
-        return None
 
     def _follow(self) -> Filling:
         self._filling = self._contents.follow(self._blob)

@@ -66,8 +66,6 @@ class Handle(ABC):
     ino: Ino | None = None
     #: Whether the kernel must pass every read and write on instead of keeping pages.
     direct: bool = False
-    #: Whether what the kernel keeps of the file is still good when it is opened again.
-    keeps_pages: bool = True
 
     def read_nowait(self, offset: int, length: int) -> memoryview | bytes | None:  # noqa: ARG002
         """The bytes, if they can be had without waiting; to be used before the next await."""

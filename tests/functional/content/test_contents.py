@@ -14,7 +14,7 @@ import trio.testing
 from layerfs.digest import Digest
 from layerfs.driver.interface import FileInfo, FileReader
 from layerfs.driver.memory import MemoryDriver
-from layerfs.errors import BackendFailure, BlobDamaged, BlobUnverifiable
+from layerfs.errors import BackendFailure, BlobDamaged, BlobNotVerifiedYet, BlobUnverifiable
 from layerfs.registry import BlobInfo, BlobStore
 from layerfs.registry.content_cache import ContentCache
 from layerfs.registry.paths import BlobData
@@ -64,10 +64,14 @@ class FarAway(MemoryDriver):
         self.given_out = 1 << 60
         self.more = trio.Event()
         self.is_broken = False
+        #: What every file is said to have, if that is not what it has.
+        self.size: int | None = None
 
     async def open(self, path: str) -> FileReader:
         content = await self.get_content(path, limit=1 << 30)
-        return _Reader(self, path, content)
+        reader = _Reader(self, path, content)
+        reader.size = self.size or reader.size
+        return reader
 
     async def open_known(self, info: FileInfo) -> FileReader:
         return await self.open(info.path)
@@ -99,8 +103,8 @@ class Setting:
         """A handle of the blob in a mount of its own."""
         blobs = BlobStore(self.driver)
         start = self.nursery.start_soon
-        contents = Contents(self.cache, blobs, PartPool(start), start, verify=verify)
-        return await contents.open("/blob", self.blob, await blobs.open(DIGEST))
+        self.contents = Contents(self.cache, blobs, PartPool(start), start, verify=verify)
+        return await self.contents.open("/blob", self.blob, await blobs.open(DIGEST))
 
     async def is_kept(self) -> bool:
         found = await self.cache.find(DIGEST, len(CONTENT))
@@ -181,10 +185,8 @@ async def test_verified_reads_give_out_nothing_before_all_is_there(setting: Sett
     """Wherever the first read is."""
     setting.driver.give_out(len(CONTENT) - 1)
     handle = await setting.open(verify=True)
-    assert handle.keeps_pages
-    with trio.move_on_after(0.2) as waiting:
+    with trio.fail_after(0.3), pytest.raises(BlobNotVerifiedYet):
         await handle.read(offset, 10)
-    assert waiting.cancelled_caught
     setting.driver.give_out(1 << 60)
     assert await handle.read(offset, 10) == CONTENT[offset : offset + 10]
     await handle.release()
@@ -207,31 +209,61 @@ async def test_verified_reads_of_damage(setting: Setting) -> None:
     await again.release()
 
 
-async def test_a_blob_that_would_take_too_long(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is given out as it comes to who reads it in order from its beginning, but for its last MiB; damage is an error
-    there, the kernel must not keep the pages, and everybody else waits for all of it."""
-    monkeypatch.setattr(contents_module, "VERIFIED_FIRST", MIB)
-    monkeypatch.setattr(contents_module, "_FINISHED", 0)
-    end = len(CONTENT) - MIB
-    setting.driver.give_out(end + 1000)
-    handle, other = await setting.open(verify=True), await setting.open(verify=True)
-    assert not handle.keeps_pages
-    with trio.fail_after(10):
-        assert await read_all(handle, end // KIB128 * KIB128) == CONTENT[: end // KIB128 * KIB128]
-    with trio.move_on_after(0.2) as waiting:
-        await handle.read(end, KIB128)
-    assert waiting.cancelled_caught
-    with trio.move_on_after(0.2) as waiting:
-        await other.read(5 * MIB, 10)
-    assert waiting.cancelled_caught
-    await setting.store(CONTENT[:-1] + b"x")
+async def test_a_large_blob_is_verified_as_a_whole_too(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Not a byte of it is given out before, though somebody reads it in order from its beginning."""
+    cache = ContentCache(str(tmp_path / "cache"), 3 << 30)
+    setting = Setting(cache, nursery)
+    await setting.store()
+    setting.blob = BlobInfo(DIGEST, (1 << 30) + 1, 0)
+    setting.driver.size = setting.blob.size
+    setting.driver.give_out(len(CONTENT))
+    handle = await setting.open(verify=True)
+    for offset in range(0, 5 * MIB, MIB):
+        assert handle.read_nowait(offset, KIB128) is None
+        with trio.fail_after(0.15), pytest.raises(BlobNotVerifiedYet):
+            await handle.read(offset, KIB128)
     await handle.release()
-    await other.release()
+    await cache.close()
+
+
+async def test_a_blob_that_takes_longer_than_a_read_may(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader is told how far it has come, in time; it is fetched to the end though he has left."""
+    monkeypatch.setattr(contents_module, "_FINISHED", 0)
+    setting.driver.give_out(5 * MIB)
+    handle = await setting.open(verify=True)
+    contents = setting.contents
+    for _ in range(2):
+        with trio.fail_after(0.5), pytest.raises(BlobNotVerifiedYet, match=rf"of {len(CONTENT)} bytes"):
+            await handle.read(0, KIB128)
+    await handle.release()
     setting.driver.give_out(1 << 60)
-    damaged = await setting.open(verify=True)
-    with pytest.raises(BlobDamaged):
-        await read_all(damaged)
-    await damaged.release()
+    with trio.fail_after(10):
+        while not await setting.is_kept():
+            await trio.sleep(0.005)  # it is being fetched
+    setting.driver.reads.clear()
+    again = await contents.open("/blob", setting.blob, await BlobStore(setting.driver).open(DIGEST))
+    assert await read_all(again) == CONTENT
+    assert setting.driver.reads == []
+    await again.release()
+
+
+async def test_a_verifying_reader_who_leaves_in_time(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wants the blob any more: no more of it is fetched."""
+    monkeypatch.setattr(contents_module, "_FINISHED", 0)
+    setting.driver.give_out(2 * MIB)
+    handle = await setting.open(verify=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(handle.read, 0, KIB128)
+        await settled(lambda: bool(setting.driver.reads))
+        nursery.cancel_scope.cancel()
+    await handle.release()
+    setting.driver.give_out(1 << 60)
+    with trio.fail_after(10):
+        while (new := await setting.cache.begin(DIGEST, len(CONTENT))) is None:
+            await trio.sleep(0.005)  # it is being let go of
+    await new.resume()
+    assert new.written < len(CONTENT)
+    new.leave(keep=False)
 
 
 async def test_what_cannot_be_kept_cannot_be_verified(setting: Setting, tmp_path: Path) -> None:
