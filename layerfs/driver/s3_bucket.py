@@ -7,7 +7,9 @@ which comes after the SDK has returned, is asked for a second time here.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,6 +72,10 @@ _DELETED_AT_ONCE: Final = 1000
 #: Bytes that one request copies into a part at the most: stores that really copy take 6 s for this.
 _COPIED_PART: Final = GIBIBYTE
 
+#: What SeaweedFS says it is. It takes signed content without comparing it with what was signed (4.48), but not with a
+#: checksum that is wrong; others want the signature, and do not know checksums (Ceph 16).
+_SEAWEEDFS: Final = "SeaweedFS"
+
 #: What a body ends with that did not come whole.
 _BROKEN_BODY: Final = (
     aiohttp.ClientError,
@@ -108,6 +114,8 @@ class Bucket:
         self._opening = asyncio.Lock()
         self._client: Any = None
         self._endpoint = options.endpoint_url or ""
+        # Known from the first answer; an upload or a listing comes before anything that is large.
+        self._wants_checksums = False
         self._deadline = options.read_timeout * _ATTEMPTS
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
@@ -190,8 +198,8 @@ class Bucket:
         raise AssertionError("the last try returns or raises")
 
     async def put(self, path: str, content: bytes) -> None:
-        kept = self.options.object_parameters
-        await self._ask(self._writes, "put_object", path, Key=self.key(path), Body=content, **kept)
+        more = self.options.object_parameters | self._checksum(content)
+        await self._ask(self._writes, "put_object", path, Key=self.key(path), Body=content, **more)
 
     async def delete(self, path: str) -> None:
         """Deletes one object; no error if there is none."""
@@ -294,10 +302,10 @@ class Bucket:
                 **({"PartNumberMarker": after} if after else {}),
             )
             for part in map(_listed_part, answer.get("Parts", [])):
-                # A store may list a part that was uploaded again twice (SeaweedFS). The newest counts; within a second
-                # the largest, because what is uploaded again is a last part that has grown.
+                # SeaweedFS keeps what was uploaded again beside what it replaces. A part is only uploaded again when it
+                # has grown, so the largest is the newest, whatever the clocks say, and however late a request comes.
                 known = found.get(part.number, part)
-                if (known.modified_at, known.size) <= (part.modified_at, part.size):
+                if (known.size, known.modified_at, known.etag) <= (part.size, part.modified_at, part.etag):
                     found[part.number] = part
             last = int(answer.get("NextPartNumberMarker") or 0)
             if not answer.get("IsTruncated") or last <= after:
@@ -326,6 +334,7 @@ class Bucket:
             PartNumber=number,
             ContentLength=len(content),
             Body=PartBody(content),
+            **self._checksum(content),
         )
         return Part(number, len(content), _etag(answer))
 
@@ -396,6 +405,12 @@ class Bucket:
         """Bytes that one request copies into a part: as many as it copies whole, within limits."""
         return max(min(_COPIED_PART, max(self.copy_threshold, SMALLEST_PART)), -(-size // MOST_PARTS))
 
+    def _checksum(self, content: bytes | memoryview) -> dict[str, str]:
+        """What has a store notice that content arrives as something else, if it looks neither at TLS nor signatures."""
+        if not self._wants_checksums or not self._endpoint.startswith("http://"):
+            return {}
+        return {"ChecksumCRC32": base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
+
     def _copy_source(self, path: str) -> dict[str, str]:
         return {"Bucket": self.options.bucket, "Key": self.key(path)}
 
@@ -412,7 +427,10 @@ class Bucket:
         try:
             async with asyncio.timeout(deadline + length / _SLOWEST_LINE):
                 client = await self._open()
-                return await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
+                answer = await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
+                server = answer["ResponseMetadata"]["HTTPHeaders"].get("server", "")
+                self._wants_checksums = server.startswith(_SEAWEEDFS)
+                return answer
         except DriverError:
             raise
         except Exception as error:

@@ -305,10 +305,11 @@ class Stored:
         ]
 
     def parts(self, path: str) -> list[tuple[int, int]]:
-        """Number and size of the parts of the only upload at a path."""
+        """Number and size of the parts of the only upload at a path; the largest of those with one number."""
         ((_, upload_id),) = [upload for upload in self.uploads() if upload[0] == path]
         answer = self.client.list_parts(Bucket=BUCKET, Key=self.key(path), UploadId=upload_id)
-        return [(part["PartNumber"], part["Size"]) for part in answer.get("Parts", [])]
+        parts = sorted((part["PartNumber"], part["Size"]) for part in answer.get("Parts", []))
+        return list(dict(parts).items())
 
     def begin(self, path: str, *parts: tuple[int, bytes]) -> str:
         """An open upload of these parts, by number."""

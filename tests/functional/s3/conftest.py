@@ -1,4 +1,7 @@
-"""A prefix of its own on a real gateway for every test, drivers on it, and a proxy that counts and breaks."""
+"""A prefix of its own on a real server for every test, drivers on it, and a proxy that counts and breaks.
+
+Every run has all of it on Ceph's gateway; `-m soak` has it on the other servers too.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,22 @@ from typing import Any
 
 import pytest
 import trio
-from harness.object_stores import RadosGateway, Stored, gateway
+from harness.object_stores import S3Server, Stored, gateway
 from harness.s3_proxy import S3Proxy
+from harness.seaweedfs import seaweedfs
 
 from layerfs.driver.s3 import S3Driver
 
+SERVERS = {"ceph": gateway, "seaweedfs": seaweedfs}
 
-@pytest.fixture(scope="session")
-def rgw() -> RadosGateway:
-    """The gateway that all tests share."""
-    return gateway()
+
+@pytest.fixture(
+    scope="session",
+    params=["ceph", *(pytest.param(name, marks=pytest.mark.soak) for name in SERVERS if name != "ceph")],
+)
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """The server that all tests share."""
+    return SERVERS[request.param]()
 
 
 @pytest.fixture
@@ -28,19 +37,19 @@ def prefix() -> str:
 
 
 @pytest.fixture
-def proxy(rgw: RadosGateway) -> Iterator[S3Proxy]:
-    """A way to the gateway that counts what goes through it."""
-    with S3Proxy(rgw.endpoint) as proxy:
+def proxy(server: S3Server) -> Iterator[S3Proxy]:
+    """A way to the server that counts what goes through it."""
+    with S3Proxy(server.endpoint) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def drivers(rgw: RadosGateway, prefix: str) -> AsyncIterator[Callable[..., S3Driver]]:
+async def drivers(server: S3Server, prefix: str) -> AsyncIterator[Callable[..., S3Driver]]:
     """Gives drivers on the same storage, each as if in a process of its own."""
     made: list[S3Driver] = []
 
     def make(**options: Any) -> S3Driver:
-        made.append(S3Driver(rgw.options(prefix, **options)))
+        made.append(S3Driver(server.options(prefix, **options)))
         return made[-1]
 
     yield make
@@ -68,6 +77,6 @@ def payload(request: pytest.FixtureRequest) -> Callable[[int], bytes]:
 
 
 @pytest.fixture
-def stored(rgw: RadosGateway, prefix: str) -> Stored:
+def stored(server: S3Server, prefix: str) -> Stored:
     """The objects of this test."""
-    return Stored(rgw, prefix)
+    return Stored(server, prefix)

@@ -178,7 +178,7 @@ async def test_a_read_that_always_breaks_off(drivers: Drivers, proxy: S3Proxy, s
 async def test_a_bit_that_flips_on_the_way_to_the_store(
     drivers: Drivers, proxy: S3Proxy, stored, payload: Payload
 ) -> None:
-    """Without TLS what is sent is signed, so the store refuses it: nothing that is wrong is ever stored."""
+    """Without TLS what is sent is signed or has a checksum: the store refuses it, and nothing wrong is ever stored."""
     content = payload(PART)
     driver = drivers(endpoint_url=proxy.url, part_size=PART)
     writer = await driver.writer(DATA, append=False)
@@ -311,9 +311,9 @@ async def test_wrong_credentials(drivers: Drivers, wrong: dict[str, str]) -> Non
         assert "wrong-secret" not in str(caught.value)
 
 
-async def test_a_bucket_that_is_not_there(rgw) -> None:
+async def test_a_bucket_that_is_not_there(server) -> None:
     """It is no empty storage."""
-    driver = S3Driver(dataclasses.replace(rgw.options(""), bucket="no-such-bucket"))
+    driver = S3Driver(dataclasses.replace(server.options(""), bucket="no-such-bucket"))
     for ask in (driver.stat("/"), driver.stat("/docker"), driver.list("/")):
         with pytest.raises(UnknownSource, match="no such bucket"):
             await ask

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness.commands import append, run, wait_until
 from harness.mount import Mount
-from harness.object_stores import BUCKET, SECRET_KEY, RadosGateway
+from harness.object_stores import BUCKET, SECRET_KEY, S3Server
 from harness.s3_proxy import S3Proxy
 from harness.storage import digest_of
 
@@ -23,10 +23,10 @@ FOREVER = 100_000
 
 @pytest.fixture
 def mounted(
-    rgw: RadosGateway, proxy: S3Proxy, prefix: str, mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch
+    server: S3Server, proxy: S3Proxy, prefix: str, mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch
 ) -> Mount:
     """A mount that goes through the proxy, and gives up on a silent store after three seconds."""
-    for name, value in rgw.environment.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     return mounts(f"s3://{BUCKET}/{prefix}?endpoint_url={proxy.url}&read_timeout=1", "--create")
 
@@ -56,7 +56,7 @@ def test_directories_that_nothing_is_stored_in(mounted: Mount) -> None:
     assert os.listdir(mounted.path) == []
 
 
-def test_no_secret_is_shown(mounted: Mount, rgw: RadosGateway) -> None:
+def test_no_secret_is_shown(mounted: Mount, server: S3Server) -> None:
     """Neither in the table of mounts nor in the command line, nor in what the mount says of itself."""
     shown = [
         Path("/proc/self/mountinfo").read_text(),

@@ -211,12 +211,12 @@ async def test_more_than_a_page_of_parts(proxied: S3Driver, proxy: S3Proxy, stor
     numbers = range(1, 1051)
     at_once(lambda number: stored.store_part(data, upload_id, number, b"x" * (number % 3 + 1)), numbers)
     assert (await proxied.stat(data)).size == sum(number % 3 + 1 for number in numbers)
-    assert proxy.counts["ListParts"] == 2
+    assert 1 <= proxy.counts["ListParts"] <= 2
 
 
 @pytest.mark.soak
 async def test_listing_a_thousand_layers(drivers: Drivers, proxied: S3Driver, proxy: S3Proxy) -> None:
-    """A handful of listings; what has to be asked of each blob is asked of many at once."""
+    """A handful of listings; the blobs are not asked one by one."""
     numbers = random.Random(1)
     digests = [digest_of(numbers.randbytes(8)) for _ in range(1000)]
     driver = drivers()
@@ -232,9 +232,7 @@ async def test_listing_a_thousand_layers(drivers: Drivers, proxied: S3Driver, pr
             blob = f"/docker/registry/v2/blobs/sha256/{digest.hex[:2]}/{digest.hex}/data"
             nursery.start_soon(put, link, str(digest).encode())
             nursery.start_soon(put, blob, b"content")
-    proxy.latency = 0.04
     layers = await (await Registry.open(proxied, create=True)).repository("a").layers.list()
     assert {layer.digest for layer in layers} == set(digests)
-    assert proxy.counts["ListObjectsV2"] <= 5
-    assert len(proxy.seen) <= 2010
-    assert proxy.most_at_once >= 40
+    assert proxy.counts["ListObjectsV2"] <= 4
+    assert len(proxy.seen) <= 5

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness.object_stores import ACCESS_KEY, BUCKET, SECRET_KEY, RadosGateway
+from harness.object_stores import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
 from harness.s3_proxy import S3Proxy
 
 from layerfs.driver.s3 import S3Driver
@@ -48,19 +48,19 @@ async def works(options: S3Options, *, size: int = 100) -> None:
         await driver.close()
 
 
-async def test_the_environment(rgw: RadosGateway, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environment(server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials and endpoint; there the bucket is named in the path, without being told so."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", rgw.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
     await works(S3Options(BUCKET, prefix))
 
 
-async def test_the_configuration_files(rgw: RadosGateway, prefix: str, tmp_path: Path) -> None:
+async def test_the_configuration_files(server: S3Server, prefix: str, tmp_path: Path) -> None:
     """A profile with an endpoint of its own for S3."""
     (tmp_path / "config").write_text(
         "[profile work]\nregion = us-east-1\nservices = local\n"
-        f"[services local]\ns3 =\n  endpoint_url = {rgw.endpoint}\n"
+        f"[services local]\ns3 =\n  endpoint_url = {server.endpoint}\n"
     )
     (tmp_path / "credentials").write_text(
         f"[work]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
@@ -72,9 +72,9 @@ async def test_the_configuration_files(rgw: RadosGateway, prefix: str, tmp_path:
     await driver.close()
 
 
-async def test_no_credentials(rgw: RadosGateway, prefix: str) -> None:
+async def test_no_credentials(server: S3Server, prefix: str) -> None:
     """The SDK finds none, and the error says so."""
-    driver = S3Driver(S3Options(BUCKET, prefix, rgw.endpoint))
+    driver = S3Driver(S3Options(BUCKET, prefix, server.endpoint))
     with pytest.raises(AccessDenied, match="finds no credentials"):
         await driver.stat("/")
     await driver.close()
@@ -99,27 +99,27 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tls_proxy(rgw: RadosGateway, certificate: Path) -> Iterator[S3Proxy]:
+def tls_proxy(server: S3Server, certificate: Path) -> Iterator[S3Proxy]:
     """A way to the gateway by TLS."""
-    with S3Proxy(rgw.endpoint, certificate=certificate) as proxy:
+    with S3Proxy(server.endpoint, certificate=certificate) as proxy:
         yield proxy
 
 
 async def test_tls(
-    drivers: Callable[..., S3Driver], rgw: RadosGateway, prefix: str, tls_proxy: S3Proxy, certificate: Path, stored
+    drivers: Callable[..., S3Driver], server: S3Server, prefix: str, tls_proxy: S3Proxy, certificate: Path, stored
 ) -> None:
     """By a certificate that one is told to trust; what is stored is what was sent, without the framing of a sum."""
-    await works(rgw.options(prefix, endpoint_url=tls_proxy.url, ca_file=str(certificate)), size=6 * MEBIBYTE)
+    await works(server.options(prefix, endpoint_url=tls_proxy.url, ca_file=str(certificate)), size=6 * MEBIBYTE)
     assert stored.content("/small") == bytes(range(100))
     assert stored.content("/blob")[: 256 * 10] == bytes(range(256)) * 10
     assert not [seen for seen in tls_proxy.seen if "aws-chunked" in seen.headers.get("content-encoding", "")]
 
 
-async def test_tls_that_is_not_trusted(rgw: RadosGateway, prefix: str, tls_proxy: S3Proxy) -> None:
+async def test_tls_that_is_not_trusted(server: S3Server, prefix: str, tls_proxy: S3Proxy) -> None:
     """Nothing is sent; unless one says that everybody is to be trusted."""
-    driver = S3Driver(rgw.options(prefix, endpoint_url=tls_proxy.url))
+    driver = S3Driver(server.options(prefix, endpoint_url=tls_proxy.url))
     with pytest.raises(BackendFailure, match="no trusted TLS connection"):
         await driver.stat("/")
     await driver.close()
     assert tls_proxy.seen == []
-    await works(rgw.options(prefix, endpoint_url=tls_proxy.url, verify_tls=False))
+    await works(server.options(prefix, endpoint_url=tls_proxy.url, verify_tls=False))
