@@ -31,6 +31,9 @@ _INDISCREET: Final = (
     *("requests", "s3fs", "urllib3"),
 )
 
+#: What tells at length, at each try, what is told as an error of the storage.
+_TALKATIVE: Final = ("azure.identity",)
+
 
 def one_line(text: str) -> str:
     """`text` with everything escaped that could start a line, command a terminal or turn its writing around."""
@@ -59,6 +62,8 @@ def configure(*, level: str, log_format: str, log_file: str | None, detached: bo
     logging.getLogger("layerfs").setLevel(threshold)
     for name in _INDISCREET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _handler(log_file: str | None, *, log_format: str, detached: bool) -> logging.Handler:

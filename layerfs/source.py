@@ -159,7 +159,7 @@ def _long_name(source: Source) -> str:
 
 def _without_secrets(text: str, source: Source) -> str:
     """What a driver says may quote the source as it was given, credentials and all."""
-    return text.replace(source, display_name(source)) if isinstance(source, str) and source else text
+    return text.replace(source, display_name(source)) if isinstance(source, str) and "://" in source else text
 
 
 def _advice(source: Source, error: LayerfsError, *, verb: str, may_create: bool) -> str:
@@ -174,6 +174,8 @@ def _advice(source: Source, error: LayerfsError, *, verb: str, may_create: bool)
             return ". It is not a directory: name the root directory of a registry's storage"
         case PathNotFound():
             return ". Check the name" + (", or begin an empty registry there with --create" if may_create else "")
+        case AccessDenied() if local_path(source) is None:
+            return ". Check the credentials, and what they permit"
         case AccessDenied():
             return f". {verb.capitalize()} as a user who may use it, such as the one that the registry runs as"
         case _:

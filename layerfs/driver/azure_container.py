@@ -418,7 +418,14 @@ class Container(Objects):
                 "AZURE_STORAGE_CONNECTION_STRING",
             )
         endpoint = options.endpoint_url or f"https://{account}.blob.{options.realm}"
-        return BlobServiceClient(endpoint, credential=await self._credential(account), **settings)
+        credential = await self._credential(account)
+        if self._is_logged_in and endpoint.startswith("http://"):
+            raise UnknownSource(
+                f"az://{options.container}",
+                f"the token of a login is not sent to {endpoint} without TLS: say https://, or give a key in "
+                "AZURE_STORAGE_KEY",
+            )
+        return BlobServiceClient(endpoint, credential=credential, **settings)
 
     async def _credential(self, account: str) -> Any:
         options, environment = self.options, os.environ

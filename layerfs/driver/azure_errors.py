@@ -14,6 +14,7 @@ from typing import Final
 import aiohttp
 from azure.core import exceptions
 
+from layerfs.driver.network_reasons import network_reason
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -96,7 +97,7 @@ def azure_error(error: BaseException, path: str, *, store: str) -> DriverError:
         return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set SSL_CERT_FILE)")
     if any(isinstance(cause, exceptions.AzureError | aiohttp.ClientError | OSError) for cause in causes):
         numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
-        reason = errno.errorcode.get(numbers[-1], str(numbers[-1])) if numbers else type(causes[-1]).__name__
+        reason = network_reason(numbers[-1]) if numbers else type(causes[-1]).__name__
         return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
     return BackendFailure(path, f"{store}: {type(error).__name__}")
 

@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from layerfs.driver.url_options import (
     MEBIBYTE,
+    check_named,
     check_no_secrets,
     parse_boolean,
     parse_bytes,
@@ -79,6 +80,7 @@ def parse_azure_url(url: str) -> AzureOptions:
     check_no_secrets(parts, _CREDENTIALS)
     # $root and $web are names too, of containers that no registry uses.
     if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){2,62}", parts.netloc):
+        check_named(parts, "container")
         raise UnknownSource(shown(parts), "expected az://CONTAINER/PREFIX or abfs://CONTAINER@ACCOUNT.dfs.REALM/PREFIX")
     prefix = unquote(parts.path).strip("/")
     try:

@@ -14,6 +14,7 @@ from typing import Final
 import aiohttp
 from google.auth import exceptions
 
+from layerfs.driver.network_reasons import network_reason
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -91,7 +92,7 @@ def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, aiohttp.ClientSSLError):
         return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set SSL_CERT_FILE)")
     if isinstance(error, aiohttp.ClientError | OSError):
-        reason = errno.errorcode.get(number, str(number)) if number else type(error).__name__
+        reason = network_reason(number) if number else type(error).__name__
         return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
     return BackendFailure(path, f"{store}: {type(error).__name__}")
 

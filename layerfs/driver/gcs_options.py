@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from layerfs.driver.url_options import (
     MEBIBYTE,
+    check_named,
     check_no_secrets,
     parse_boolean,
     parse_bytes,
@@ -64,6 +65,7 @@ def parse_gcs_url(url: str) -> GcsOptions:
     parts = urlsplit(url)
     check_no_secrets(parts, _CREDENTIALS)
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", parts.netloc):
+        check_named(parts, "bucket")
         raise UnknownSource(shown(parts), "expected gs://BUCKET or gs://BUCKET/PREFIX")
     prefix = unquote(parts.path).strip("/")
     try:

@@ -25,7 +25,7 @@ from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_body import PartBody
-from layerfs.driver.s3_errors import UploadGone, error_code, s3_error
+from layerfs.driver.s3_errors import UploadGone, error_code, misconfiguration, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
 from layerfs.errors import (
@@ -158,7 +158,7 @@ class Bucket:
         """Raises `PathNotFound`."""
         try:
             return _stored_object(await self._ask(self._metadata, "head_object", path, Key=self.key(path)))
-        except _Refused:
+        except (_Refused, AccessDenied):
             # The answer to a HEAD has no body that could say why; that to another request has.
             await self.list_objects(path, self.key(path), limit=1)
             raise
@@ -488,8 +488,8 @@ class Bucket:
                 # Only the SDK knows all the places where an endpoint can be set; and other settings follow from it.
                 client = await self._create_client(session, endpoint, options.path_style)
         except (exceptions.BotoCoreError, OSError, ValueError) as error:
-            if isinstance(error, exceptions.ProfileNotFound):
-                reason = f"the AWS SDK knows no profile {options.profile!r}"
+            reason = misconfiguration(error)
+            if reason is not None:
                 raise UnknownSource(f"s3://{options.bucket}", reason) from error
             raise s3_error(error, "/", store=self.description) from error
         self._endpoint = client.meta.endpoint_url

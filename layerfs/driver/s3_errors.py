@@ -13,6 +13,7 @@ from typing import Final
 import aiohttp
 from botocore import exceptions
 
+from layerfs.driver.network_reasons import network_reason
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -94,9 +95,24 @@ def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, exceptions.SSLError):
         return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set AWS_CA_BUNDLE)")
     if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError | aiohttp.ClientError | OSError):
-        reason = errno.errorcode.get(number, str(number)) if number else type(error).__name__
+        reason = network_reason(number) if number else type(error).__name__
         return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
     return BackendFailure(path, f"{store}: {type(error).__name__}")
+
+
+def misconfiguration(error: Exception) -> str | None:
+    """What is wrong with the settings from which no client could be made; None if it is not the settings."""
+    if isinstance(error, exceptions.ProfileNotFound):
+        return f"the AWS SDK knows no profile {error.kwargs.get('profile')!r}"
+    if isinstance(error, exceptions.InvalidRegionError):
+        return f"{error.kwargs.get('region_name')!r} cannot be the name of a region"
+    if isinstance(error, ValueError):
+        # Its text may have a secret in it. That of a URL of ours was looked at before.
+        return (
+            "the endpoint in AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the SDK's configuration is no URL: "
+            "expected http://HOST[:PORT] or https://HOST[:PORT]"
+        )
+    return None
 
 
 def error_code(error: exceptions.ClientError) -> str:

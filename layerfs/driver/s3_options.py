@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from layerfs.driver.url_options import (
     GIBIBYTE,
     MEBIBYTE,
+    check_named,
     check_no_secrets,
     parse_boolean,
     parse_bytes,
@@ -111,6 +112,7 @@ def parse_s3_url(url: str) -> S3Options:
     parts = urlsplit(url)
     check_no_secrets(parts, _CREDENTIALS)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}", parts.netloc):
+        check_named(parts, "bucket")
         raise UnknownSource(shown(parts), "expected s3://BUCKET or s3://BUCKET/PREFIX")
     prefix = unquote(parts.path).strip("/")
     try:

@@ -28,6 +28,12 @@ def check_no_secrets(parts: SplitResult, advice: str) -> None:
         raise UnknownSource(shown(parts), f"credentials in it would be seen by everybody: put them {advice}")
 
 
+def check_named(parts: SplitResult, kind: str) -> None:
+    """Raises `UnknownSource` for a URL whose bucket or container, which is `kind`, has a name that none can have."""
+    if parts.netloc:
+        raise UnknownSource(shown(parts), f"{parts.netloc.rpartition('@')[2]!r} cannot be the name of a {kind}")
+
+
 def parse_query(query: str, parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     """The options in a query, each by the parser for its name."""
     options: dict[str, Any] = {}

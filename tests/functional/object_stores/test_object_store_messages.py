@@ -1,0 +1,137 @@
+"""What a command says when it cannot use an object store: one line that names what is wrong, and no secret."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+
+import pytest
+from harness.azurite import ACCOUNT, KEY, azurite
+from harness.gcs_server import gcs_server
+from harness.mount import COMMAND
+from harness.object_stores import BUCKET, SECRET_KEY, gateway
+
+USAGE, FAILED = 1, 32
+
+#: What the environment of whoever runs the tests may say of stores.
+_FOREIGN = ("AWS_", "AZURE_", "GOOGLE_", "STORAGE_EMULATOR_HOST")
+
+WRONG_KEY = "c2VjcmV0LXRoYXQtaXMtd3Jvbmc="
+
+
+def said_by(source: str, environment: dict[str, str], *, code: int) -> str:
+    """What `ls` of a source says in its one line."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    kept |= {"AWS_EC2_METADATA_DISABLED": "true"}
+    result = subprocess.run(
+        [COMMAND, "ls", source], env=kept | environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    return result.stderr
+
+
+def of_s3(**changed: str) -> dict[str, str]:
+    """The environment of a user of the gateway, but for what has `changed`."""
+    return gateway().environment | {"AWS_ENDPOINT_URL": gateway().endpoint} | changed
+
+
+@pytest.mark.parametrize(
+    ("source", "environment", "words", "code"),
+    [
+        (
+            f"s3://{BUCKET}/p",
+            lambda: of_s3(AWS_SECRET_ACCESS_KEY=WRONG_KEY),
+            "403 SignatureDoesNotMatch: the secret key does not belong to the access key",
+            USAGE,
+        ),
+        (
+            f"s3://{BUCKET}/p",
+            lambda: of_s3(AWS_ACCESS_KEY_ID="nobody"),
+            "403 InvalidAccessKeyId: the store does not know this access key",
+            USAGE,
+        ),
+        (f"s3://{BUCKET}/p", lambda: of_s3(AWS_PROFILE="nope"), "knows no profile 'nope'", USAGE),
+        (f"s3://{BUCKET}/p?region=no%20region", of_s3, "'no region' cannot be the name of a region", USAGE),
+        (
+            f"s3://{BUCKET}/p",
+            lambda: of_s3(AWS_ENDPOINT_URL="127.0.0.1:7480"),
+            "the endpoint in AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the SDK's configuration is no URL: "
+            "expected http://HOST[:PORT] or https://HOST[:PORT]",
+            USAGE,
+        ),
+        (
+            f"s3://{BUCKET}/p",
+            lambda: of_s3(AWS_ENDPOINT_URL="http://store.invalid"),
+            "its host name cannot be resolved",
+            FAILED,
+        ),
+        (
+            "az://registry/p",
+            lambda: {"AZURE_STORAGE_ACCOUNT": ACCOUNT, "AZURE_STORAGE_KEY": KEY},
+            "its host name cannot be resolved",
+            FAILED,
+        ),
+        (
+            "az://registry/p?endpoint_url=https://127.0.0.1:1",
+            lambda: {"AZURE_STORAGE_ACCOUNT": ACCOUNT},
+            "Azure's SDK finds no credentials that it could use",
+            USAGE,
+        ),
+        (
+            "az://registry/p?endpoint_url=http://127.0.0.1:1",
+            lambda: {"AZURE_STORAGE_ACCOUNT": ACCOUNT},
+            "is not sent to http://127.0.0.1:1 without TLS",
+            USAGE,
+        ),
+        (
+            "gs://registry/p?endpoint_url=http://store.invalid",
+            dict,
+            "its host name cannot be resolved",
+            FAILED,
+        ),
+    ],
+)
+def test_the_reason(source: str, environment: Callable[[], dict[str, str]], words: str, code: int) -> None:
+    """It is in the words of whoever wrote the source and its environment, and names the setting that is wrong."""
+    said = said_by(source, environment(), code=code)
+    assert words in said
+    assert WRONG_KEY not in said
+    assert KEY not in said
+
+
+@pytest.mark.parametrize("store", ["s3", "azure"])
+def test_credentials_that_are_refused(store: str) -> None:
+    """What is advised is to look at these, and not to become another user of this machine."""
+    if store == "s3":
+        source, environment = f"s3://{BUCKET}/p", of_s3(AWS_SECRET_ACCESS_KEY=WRONG_KEY)
+    else:
+        source = "az://registry/p"
+        environment = {"AZURE_STORAGE_CONNECTION_STRING": azurite().connection_string().replace(KEY, WRONG_KEY)}
+    said = said_by(source, environment, code=USAGE)
+    assert "Check the credentials" in said
+    assert "as a user who" not in said
+    assert SECRET_KEY not in said
+
+
+def test_a_bucket_that_is_not_there() -> None:
+    """It is named, and so is the server that does not have it."""
+    said = said_by("gs://nowhere/p", gcs_server().environment, code=USAGE)
+    assert "bucket 'nowhere'" in said
+    assert "there is no such bucket" in said
+    assert gcs_server().url in said
+
+
+def test_a_name_that_no_bucket_has() -> None:
+    """Not only what a source looks like is said, but which part of it is wrong."""
+    assert "'b' cannot be the name of a bucket" in said_by("s3://b/p", {}, code=USAGE)
+    assert "'B_1' cannot be the name of a container" in said_by("az://B_1/p", {}, code=USAGE)
+
+
+def test_a_path_that_looks_like_a_url() -> None:
+    """It is repeated once, as the path for which it was taken."""
+    said = said_by("s3:/bucket/p", {}, code=USAGE)
+    assert said.count("s3:/bucket/p") == 2
+    assert f"'{os.getcwd()}/s3:/bucket/p': No such file" in said
