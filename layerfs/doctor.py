@@ -321,12 +321,24 @@ def endpoint_of(options: ObjectStorage) -> str:
         return options.endpoint_url
     match options:
         case AzureOptions():
-            server = f"{options.account}.blob.core.windows.net" if options.account else "management.azure.com"
-            return f"https://{server}"
+            return _azure_endpoint(options)
         case GcsOptions():
             return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     variables: Sequence[str] = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     return next((os.environ[name] for name in variables if os.environ.get(name)), "https://s3.amazonaws.com")
+
+
+def _azure_endpoint(options: AzureOptions) -> str:
+    connection = "" if options.account else os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
+    stated = dict(each.partition("=")[::2] for each in connection.split(";"))
+    if "BlobEndpoint" in stated:
+        # Without what may be said after the host.
+        return "{0.scheme}://{0.netloc}".format(urlsplit(stated["BlobEndpoint"]))
+    variables = ("AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME")
+    named = (options.account, stated.get("AccountName"), *map(os.environ.get, variables))
+    account = next((name for name in named if name), None)
+    realm = stated.get("EndpointSuffix", options.realm)
+    return f"https://{account}.blob.{realm}" if account else "https://management.azure.com"
 
 
 def _clock(endpoint: str) -> Finding:

@@ -195,6 +195,29 @@ def test_the_clock(
     assert "sesame" not in json.dumps(found)
 
 
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("AZURE_STORAGE_CONNECTION_STRING", "AccountName=abc;AccountKey=b3Blbi1zZXNhbWU=;BlobEndpoint={}/abc;"),
+        ("STORAGE_EMULATOR_HOST", "{}"),
+        ("AWS_ENDPOINT_URL_S3", "{}"),
+    ],
+)
+def test_the_clock_of_what_the_environment_names(
+    server: Callable[[float], str], monkeypatch: pytest.MonkeyPatch, variable: str, text: str
+) -> None:
+    """It is that of the server that the requests would go to."""
+    address = server(1200)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "open-sesame")
+    monkeypatch.setenv(variable, text.format(address))
+    scheme = {"AZU": "az", "STO": "gs", "AWS": "s3"}[variable[:3]]
+    found = findings(f"{scheme}://registry/prefix", code=FAILED)
+    assert found["clock"]["health"] == "fail"
+    assert found["clock"]["explanation"].startswith("it is ")
+    assert f"behind {address}" in found["clock"]["explanation"]
+
+
 def test_an_endpoint_that_is_not_there() -> None:
     """Does not keep the rest from being said."""
     with subprocess.Popen(["true"]):
