@@ -22,7 +22,7 @@ bench:
 
 # The long versions of the tests that kill, fill and race.
 soak:
-	scripts/setup --test
+	scripts/setup --soak
 	.venv/bin/python -m pytest -m soak
 
 # Manual pages, from the help of the commands: build/man/man1 and so on.

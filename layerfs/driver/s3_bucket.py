@@ -116,6 +116,8 @@ class Bucket:
         self._endpoint = options.endpoint_url or ""
         # Known from the first answer; an upload or a listing comes before anything that is large.
         self._wants_checksums = False
+        # Until a store has refused a condition that was right.
+        self._compares_originals = True
         self._deadline = options.read_timeout * _ATTEMPTS
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
@@ -236,15 +238,8 @@ class Bucket:
         if found.size > self.copy_threshold:
             await self._copy_in_parts(source, destination, found)
             return
-        answer = await self._ask(
-            self._writes,
-            "copy_object",
-            destination,
-            Key=self.key(destination),
-            CopySource=self._copy_source(source),
-            CopySourceIfMatch=_quoted(found.etag),
-            **self.options.object_parameters,
-        )
+        more = self.options.object_parameters
+        answer = await self._ask_for_copy("copy_object", source, destination, found, **more)
         copied = _etag(answer.get("CopyObjectResult", {}))
         if copied == found.etag:
             return
@@ -349,20 +344,15 @@ class Bucket:
         async def one(number: int, start: int, length: int) -> Part:
             limits = {} if whole and len(pieces) == 1 else {"CopySourceRange": f"bytes={start}-{start + length - 1}"}
             async with slots:
-                answer = await self._ask(
-                    self._writes,
-                    "upload_part_copy",
-                    destination,
-                    Key=self.key(destination),
-                    UploadId=upload_id,
-                    PartNumber=number,
-                    CopySource=self._copy_source(source),
-                    CopySourceIfMatch=_quoted(found.etag),
-                    **limits,
+                answer = await self._ask_for_copy(
+                    "upload_part_copy", source, destination, found, UploadId=upload_id, PartNumber=number, **limits
                 )
             return Part(number, length, _etag(answer["CopyPartResult"]))
 
-        return await gather([one(number, start, length) for number, (start, length) in enumerate(pieces, 1)])
+        parts = await gather([one(number, start, length) for number, (start, length) in enumerate(pieces, 1)])
+        if not self._compares_originals:
+            _check_same(source, found, await self.head(source))
+        return parts
 
     async def complete_upload(self, path: str, upload_id: str, parts: Iterable[Part]) -> str:
         """Makes the parts an object and returns its ETag, or "" if the store does not tell it (Ceph 16).
@@ -400,6 +390,26 @@ class Bucket:
             with contextlib.suppress(DriverError):
                 await asyncio.shield(self.abort_upload(destination, upload_id))
             raise
+
+    async def _ask_for_copy(
+        self, operation: str, source: str, destination: str, found: StoredObject, **parameters: Any
+    ) -> Any:
+        """A copy on condition that the original is `found`; raises `ContentChanged` if it is another one.
+
+        Without a condition where the store compares it with something else, as Swift 2.30 does with the ETag of an
+        object that was uploaded in parts: then whoever asks must look at the original once more.
+        """
+        wanted = {"Key": self.key(destination), "CopySource": self._copy_source(source), **parameters}
+        if self._compares_originals:
+            try:
+                condition = {"CopySourceIfMatch": _quoted(found.etag)}
+                return await self._ask(self._writes, operation, destination, **condition, **wanted)
+            except UploadGone:
+                raise
+            except ContentChanged:
+                _check_same(source, found, await self.head(source))
+                self._compares_originals = False
+        return await self._ask(self._writes, operation, destination, **wanted)
 
     def _copied_part(self, size: int) -> int:
         """Bytes that one request copies into a part: as many as it copies whole, within limits."""

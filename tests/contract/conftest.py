@@ -8,10 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness.drivers import DRIVERS, LISTING_EMPTIED
+from harness.drivers import DRIVERS, LISTING_EMPTIED, SLOW
 
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import PathNotFound
+
+
+@pytest.hookimpl(tryfirst=True)  # before those of other marks are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is not None and callspec.params.get("driver") in SLOW:
+            item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture
