@@ -46,6 +46,7 @@ from layerfs.errors import (
 from layerfs.layername import LayerName, Verifier, is_of_nothing
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
 from layerfs.registry.links import read_link, write_link
+from layerfs.registry.lost_tail import size_before_lost_tail
 from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
 from layerfs.registry.repositories import link_layer, make_repository
 
@@ -441,6 +442,7 @@ class LayerUpload:
 
     async def _take_over(self, writer: FileWriter) -> None:
         """Goes on with a file that somebody else has written, or may have."""
+        await self._cut_lost_tail(writer)
         if self._pending and writer.size != self.size - self._pending_size:
             # They were taken for a place that is no longer the end.
             error = ContentChanged(
@@ -454,6 +456,15 @@ class LayerUpload:
         # Whoever wrote these bytes may have been killed before they were durable.
         self._flushed = self._flushed and not writer.size
         await self._delete_states_ahead_of(writer.size)
+
+    async def _cut_lost_tail(self, writer: FileWriter) -> None:
+        if not writer.size or not self._driver.capabilities.random_writes:
+            return
+        info = await self._driver.stat(self._directory.data)
+        size = await size_before_lost_tail(self._driver, self._directory, info)
+        if size < info.size == writer.size:
+            _log.info("upload %s: the last %d bytes were lost when the power went", self.uuid, info.size - size)
+            await writer.truncate(size)
 
     async def _delete_states_ahead_of(self, size: int) -> None:
         """Registries store a state before the data: what a crash leaves would be wrong for other bytes to come."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -28,6 +28,7 @@ from layerfs.errors import (
 from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_upload_id, is_uuid, new_upload_id
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layer_upload import LayerUpload
+from layerfs.registry.lost_tail import size_before_lost_tail
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
@@ -35,7 +36,7 @@ from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
 
 @dataclass(frozen=True, slots=True)
 class UploadInfo:
-    """An upload as it is in storage. `size` is in bytes, `modified_at` in nanoseconds since 1970.
+    """An upload as it is in storage. `size` is in bytes that count, `modified_at` in nanoseconds since 1970.
 
     `file_name` is the name that a mounted tree gave it, its UUID if it was begun by a registry. `started_at` is None
     where storage has something else than a time.
@@ -155,10 +156,14 @@ class UploadStore:
         started = await self.driver.get_contents([place.started_at for place in places], limit=STARTED_AT_LIMIT)
         names = await self.driver.get_contents([place.file_name for place in places], limit=FILE_NAME_LENGTH)
         data = await self.driver.stat_many([place.data for place in places])
-        return [
+        found = [
             _upload_info(place, started_at, file_name, info)
             for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
         ]
+        for index, (place, info, file) in enumerate(zip(places, found, data, strict=True)):
+            if isinstance(info, UploadInfo) and isinstance(file, FileInfo):
+                found[index] = replace(info, size=await size_before_lost_tail(self.driver, place, file))
+        return found
 
 
 #: What says that a file is not there, or that no registry has put it there. All else says that it cannot be known.

@@ -15,14 +15,15 @@ from typing import Self
 
 import pytest
 from harness.bounded import attempt
-from harness.commands import wait_until
+from harness.commands import append, opened, wait_until, write_all
 from harness.damage import damage, wrong_layers
 from harness.loopfs import LoopFilesystem
 from harness.mount import Mount
 from harness.planted import plant, unplant
-from harness.storage import Storage
+from harness.repository import MountedRepository
+from harness.storage import Storage, digest_of
 from harness.tolerance import forgive_refusals
-from harness.workload import Journal, broken_promises, read_journal, start_client
+from harness.workload import Journal, broken_promises, content, read_journal, start_client
 
 CLIENTS = 3
 
@@ -39,22 +40,22 @@ class Machine:
         os.sync()
         self.acknowledged = 0
         self._directory = directory
-        self._mount = Mount(self.storage.root, directory / "mnt")
+        self.mount = Mount(self.storage.root, directory / "mnt")
 
     def __enter__(self) -> Self:
-        self._mount.start()
+        self.mount.start()
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._mount.clean_up()
+        self.mount.clean_up()
 
     def cut(self, number: int, dice: random.Random) -> list[str]:
         """Clients work, the power goes, the machine starts again: what is wrong then."""
         repository = f"cut/{number}"
-        (self._mount.path / repository).mkdir(parents=True)
+        (self.mount.path / repository).mkdir(parents=True)
         journal = self._directory / f"journal-{number}"
         clients = [
-            start_client(self._mount.path / repository, f"{SEED}-{number}-{client}", journal)
+            start_client(self.mount.path / repository, f"{SEED}-{number}-{client}", journal)
             for client in range(CLIENTS)
         ]
         wait_until(lambda: _is_at_work(journal), "the clients are at work", seconds=30)
@@ -64,20 +65,32 @@ class Machine:
         for client in clients:
             client.wait(20)
         promised = read_journal(journal)
-        self._mount.stop()
-        forgive_refusals(self._mount)
-        self._mount.check_log()
-        self.disk.restore_power()
+        self.restore_power()
         self.acknowledged += promised.acknowledged
         return [*_early_failures(promised, cut_at), *self._look_around(repository, promised)]
 
+    def restore_power(self) -> None:
+        """The machine starts again, without a mount yet."""
+        self.mount.stop()
+        forgive_refusals(self.mount)
+        self.mount.check_log()
+        self.disk.restore_power()
+        _age(self.storage.root)
+
     def _look_around(self, repository: str, promised: Journal) -> list[str]:
         problems = damage(self.storage)
-        self._mount.remount()
+        self.mount.remount()
         for check, *arguments in ((broken_promises, promised.promises), (wrong_layers,)):
-            seen = attempt(check, self._mount.path / repository, *arguments, seconds=60)
+            seen = attempt(check, self.mount.path / repository, *arguments, seconds=60)
             problems += seen.value if seen.is_ok else [f"{check.__name__}: {seen.name}"]
         return problems + damage(self.storage)
+
+
+def _age(root: Path) -> None:
+    """As if the machine had started anew since: here it is only the disk that did."""
+    before = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) - 60
+    for data in root.glob("**/_uploads/*/data"):
+        os.utime(data, (before, before))
 
 
 def _is_at_work(journal: Path) -> bool:
@@ -117,6 +130,31 @@ def test_power_cuts(kind: str, tmp_path: Path, watchdog: None) -> None:
 def test_a_hundred_power_cuts(kind: str, tmp_path: Path, watchdog: None) -> None:
     """The same a hundred times."""
     assert _cut_often(kind, 100, tmp_path) >= 500
+
+
+def test_a_size_that_was_kept_without_its_bytes(tmp_path: Path, watchdog: None) -> None:
+    """As ext4 does it where they needed no new block: they read as zeros, and do not count."""
+    data = content("cut", 20_000)
+    filesystem = LoopFilesystem(tmp_path / "disk", mkfs=("-b", "4096"))
+    with filesystem as disk, Machine(disk, tmp_path) as machine:
+        repository = MountedRepository(machine.mount, machine.storage, "app")
+        repository.path.mkdir()
+        upload = repository.upload("begun")
+        append(upload, data[:5000])
+        with pytest.raises(OSError, match="Input/output"), opened(upload, os.O_WRONLY | os.O_APPEND) as descriptor:
+            write_all(descriptor, data[5000:8000])
+            assert upload.read_bytes() == data[:8000]  # which has them stored
+            with opened(disk.path / "other", os.O_WRONLY | os.O_CREAT) as other:
+                os.fsync(other)  # which has the journal written
+            disk.cut_power()
+        machine.restore_power()
+        (stored,) = machine.storage.root.glob("**/_uploads/*/data")
+        assert stored.read_bytes() == data[:5000] + bytes(3000)
+        machine.mount.remount()
+        assert upload.stat().st_size == 5000
+        append(upload, data[5000:])
+        repository.commit("begun", digest_of(data))
+        repository.assert_stored(data)
 
 
 def test_a_daemon_without_fsync_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watchdog: None) -> None:

@@ -271,24 +271,23 @@ def _continue_upload(upload: Path, promise: Promise) -> str | None:
     size = upload.stat().st_size
     if size < promise.saved:
         return f"only {size} bytes are left"
-    data, found = promise.data, upload.read_bytes()
+    data, found = promise.data, upload.read_bytes()[:size]
     if found != data[:size]:
-        if not _is_cut_in_a_block(found, data, promise.saved):
+        # Before anything was acknowledged, nobody but the client can know what is right.
+        if promise.saved > 0 or not _is_cut_in_a_block(found, data):
             return f"its {size} bytes are others"
-        os.truncate(upload, size := promise.saved)
+        os.truncate(upload, size := 0)
     with open(upload, "ab") as file:
         file.write(data[size:])
     return None
 
 
-def _is_cut_in_a_block(found: bytes, data: bytes, saved: int) -> bool:
-    """Whether only bytes that were never acknowledged are zeros, in the block in which the acknowledged ones end.
+def _is_cut_in_a_block(found: bytes, data: bytes) -> bool:
+    """Whether only bytes of the first block are other ones, and zeros.
 
     So can a file system leave it that keeps the new size of a file before the bytes, where these need no new block.
     """
-    ends_there = len(found) <= (saved // 4096 + 1) * 4096
-    others = (byte for byte, right in zip(found[saved:], data[saved:], strict=False) if byte != right)
-    return ends_there and found[:saved] == data[:saved] and not any(others)
+    return len(found) <= 4096 and not any(byte for byte, right in zip(found, data, strict=False) if byte != right)
 
 
 if __name__ == "__main__":
