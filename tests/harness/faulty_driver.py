@@ -19,6 +19,7 @@ from layerfs.driver.interface import (
     Entries,
     FileInfo,
     FileReader,
+    Files,
     FileWriter,
     SealedFile,
     Stats,
@@ -54,7 +55,10 @@ class Fault:
 
 
 class Disk:
-    """What survives a process: the real driver, and which files have content that was not flushed."""
+    """What survives a process: the real driver, and which files have content that was not flushed.
+
+    An object store has no such content; and to look at an upload there would change it.
+    """
 
     def __init__(self, driver: StorageDriver) -> None:
         self.driver = driver
@@ -62,6 +66,8 @@ class Disk:
 
     async def opened(self, path: str, *, append: bool) -> None:
         """The file is going to be written."""
+        if not self.driver.capabilities.random_writes:
+            return
         if not append:
             self._durable[path] = b""
         elif path not in self._durable:
@@ -72,6 +78,8 @@ class Disk:
 
     async def flushed(self, path: str) -> None:
         """The file is durable as it is."""
+        if not self.driver.capabilities.random_writes:
+            return
         self._durable[path] = await self.driver.get_content(path, limit=_LIMIT)
 
     async def lose_power(self) -> None:
@@ -150,6 +158,9 @@ class FaultyDriver(StorageDriver):
 
     async def list(self, path: str) -> Entries:
         return await self.call("list", path, lambda: self.disk.driver.list(path))
+
+    async def list_files(self, path: str) -> Files:
+        return await self.call("list_files", path, lambda: self.disk.driver.list_files(path))
 
     async def get_content(self, path: str, *, limit: int) -> bytes:
         return await self.call("get_content", path, lambda: self.disk.driver.get_content(path, limit=limit))

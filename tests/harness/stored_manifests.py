@@ -73,8 +73,9 @@ async def interrupt(registry: Registry, fault: Fault, call: Callable[[Repository
 
 async def restore(driver: StorageDriver, files: Mapping[str, bytes]) -> None:
     """Makes the storage have exactly these files."""
-    for path in await files_in(driver):
-        if path not in files:
-            await driver.delete(path)
+    found = await files_in(driver)
+    for path in found.keys() - files.keys():
+        await driver.delete(path)
     for path, content in files.items():
-        await driver.put_content(path, content)
+        if found.get(path) != content:
+            await driver.put_content(path, content)

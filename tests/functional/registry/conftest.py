@@ -40,7 +40,7 @@ async def registry(driver: StorageDriver) -> Registry:
 @pytest.fixture
 async def trusting(registry: Registry) -> Registry:
     """The same registry, seen by an operator who trusts the hash states of others."""
-    return await Registry.open(registry.driver, trust_hash_states=True)
+    return await Registry.open(registry.driver, create=True, trust_hash_states=True)
 
 
 @pytest.fixture

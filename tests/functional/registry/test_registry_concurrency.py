@@ -126,6 +126,7 @@ async def test_finishing_while_it_is_hashed(
         assert await upload.finish(digest_of(content, algorithm)) == digest_of(content)
 
 
+@pytest.mark.local("an upload is written in the middle")
 async def test_overwriting_while_it_is_hashed(layers: LayerService, payload: Callable[[int], bytes]) -> None:
     """A random write is never in a hash that began before it."""
     content = payload(9_000_000)
@@ -143,6 +144,7 @@ async def test_overwriting_while_it_is_hashed(layers: LayerService, payload: Cal
     await upload.finish(digest_of(bytes(changed)))
 
 
+@pytest.mark.local("an upload is cut behind the back of who writes it")
 async def test_hashing_a_file_that_somebody_has_cut(layers: LayerService, driver: StorageDriver) -> None:
     """Hashing ends where there is nothing more to read, instead of trying for ever."""
     async with await layers.upload() as first:

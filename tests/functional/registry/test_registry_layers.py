@@ -90,12 +90,17 @@ async def test_seeking(layers: LayerService, driver: StorageDriver) -> None:
 
 
 async def test_a_layer_outlives_its_link(layers: LayerService, driver: StorageDriver) -> None:
-    """An open layer goes on being read when its link and its blob are deleted."""
+    """An open layer goes on being read when its link is deleted, and where files can be held, its blob."""
     digest = await put_layer(driver, PATTERN)
     async with await layers.fetch(digest) as layer:
         await driver.delete(link_path(NAME, str(digest)))
+        assert await layer.read(100) == PATTERN[:100]
         await driver.delete(blob_path(str(digest)))
-        assert await layer.read() == PATTERN
+        if driver.capabilities.listed_files:
+            with pytest.raises(ShortRead):
+                await layer.read()
+        else:
+            assert await layer.read() == PATTERN[100:]
 
 
 async def test_a_blob_that_becomes_shorter(tmp_path: Path) -> None:
@@ -158,7 +163,9 @@ async def test_a_link_that_is_no_digest(
     assert not await layers.exists(digest)
     with pytest.raises(LayerUnknown, match="invalid link"):
         await layers.fetch(digest)
-    assert [info.digest for info in await layers.list()] == [other]
+    # Where links are not read to list them, one that is as long as a digest is taken for one.
+    whole = driver.capabilities.listed_files and len(content) == len(str(digest))
+    assert {info.digest for info in await layers.list()} == ({digest, other} if whole else {other})
 
 
 async def test_a_dangling_link(layers: LayerService, driver: StorageDriver) -> None:
@@ -175,12 +182,14 @@ async def test_a_dangling_link(layers: LayerService, driver: StorageDriver) -> N
 
 
 async def test_a_link_to_other_content(layers: LayerService, driver: StorageDriver) -> None:
-    """A canonical link that names another blob would show wrong bytes: it is an error of its own, and not listed."""
+    """A canonical link that names another blob would show wrong bytes: an error of its own, not listed on a disk."""
     digest, other = await put_layer(driver, b"x"), await put_layer(driver, b"other")
     await driver.put_content(link_path(NAME, str(digest)), str(other).encode())
     with pytest.raises(LinkMismatch):
         await layers.fetch(digest)
-    assert [info.digest for info in await layers.list()] == [other]
+    # Where links are not read to list them, this one is taken for what it should be.
+    listed = {digest, other} if driver.capabilities.listed_files else {other}
+    assert {info.digest for info in await layers.list()} == listed
 
 
 async def test_a_link_by_another_algorithm(layers: LayerService, driver: StorageDriver) -> None:
@@ -298,16 +307,20 @@ async def test_what_else_may_lie_there(layers: LayerService, driver: StorageDriv
 async def test_ten_thousand_layers(registry: Registry, watched: FaultyDriver) -> None:
     """A listing costs a handful of requests, however many layers there are."""
     count = 10_000
-    for number in range(count):
-        digest = f"sha256:{hashlib.sha256(b'%d' % number).hexdigest()}"
-        if isinstance(registry.driver, LocalDriver):
-            # Without fsync: this is not what is tested.
+    if isinstance(registry.driver, LocalDriver):
+        # Without fsync: this is not what is tested.
+        for number in range(count):
+            digest = f"sha256:{hashlib.sha256(b'%d' % number).hexdigest()}"
             for path, content in ((blob_path(digest), b"%d" % number), (link_path(NAME, digest), digest.encode())):
                 file = Path(f"{registry.driver._root.path}{path}")
                 file.parent.mkdir(parents=True)
                 file.write_bytes(content)
-        else:
-            await put_layer(registry.driver, b"%d" % number)
+    else:
+        # As many as a request can list, and some more: to put ten thousand on an object store takes too long.
+        count = 1_100 if registry.driver.capabilities.listed_files else count
+        async with trio.open_nursery() as nursery:
+            for number in range(count):
+                nursery.start_soon(put_layer, registry.driver, b"%d" % number)
     listed = await Registry(watched).repository(NAME).layers.list()
     assert len(listed) == count
     assert {info.blob.size for info in listed} == {1, 2, 3, 4}
@@ -317,10 +330,10 @@ async def test_ten_thousand_layers(registry: Registry, watched: FaultyDriver) ->
 @pytest.mark.parametrize("call", ["list", "get_contents", "stat_many"])
 async def test_a_listing_that_fails(registry: Registry, watched: FaultyDriver, call: str) -> None:
     """A backend that is out of reach is an error, never an empty repository."""
-    await put_layer(registry.driver, b"x")
+    await put_alias(registry.driver, b"x")
 
     async def fail(what: str, path: str) -> None:
-        if what == call:
+        if what == call or (call == "list" and what == "list_files"):
             raise BackendFailure(path)
 
     watched.on_call = fail
@@ -331,7 +344,7 @@ async def test_a_listing_that_fails(registry: Registry, watched: FaultyDriver, c
 @pytest.mark.parametrize("kind", ["link", "blob"])
 async def test_a_listing_where_all_are_out_of_reach(registry: Registry, kind: str) -> None:
     """The same where the batch succeeds and every single answer is a failure."""
-    await put_layer(registry.driver, b"x")
+    await put_alias(registry.driver, b"x")
 
     class OutOfReach(FaultyDriver):
         async def get_contents(self, paths, *, limit):  # type: ignore[no-untyped-def]
