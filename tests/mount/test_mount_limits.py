@@ -66,13 +66,17 @@ def _reads(path: Path) -> bool:
 
 
 def test_ten_thousand_layers(mounts, storage: Storage) -> None:
-    """A repository of 10,000 layers is listed and stat'ed completely, and one of them is found at once."""
-    digests = {storage.put_layer("r", b"layer %d" % number) for number in range(10_000)}
+    """A repository of 10,000 layers is listed and stat'ed completely, and one of them is found at once.
+
+    On object stores it is 1,100: more than a listing has at once.
+    """
+    count = 10_000 if storage.is_local else 1_100
+    digests = {storage.put_layer("r", b"layer %d" % number) for number in range(count)}
     mount = mounts(storage)
     listed = run("ls", "-l", mount.path / "r/_layers").stdout.splitlines()[1:]
     assert {line.split()[-1] for line in listed} == digests
     assert all(int(line.split()[4]) in range(7, 12) for line in listed)
-    assert len(os.listdir(mount.path / "r/_layers")) == 10_000
+    assert len(os.listdir(mount.path / "r/_layers")) == count
     start = time.monotonic()
     assert (mount.path / "r/_layers" / min(digests)).read_bytes().startswith(b"layer ")
     assert time.monotonic() - start < 2
@@ -101,9 +105,11 @@ def test_a_listing_while_layers_come_and_go(repository: MountedRepository) -> No
 @pytest.mark.parametrize("count", [200, pytest.param(2000, marks=[pytest.mark.soak, pytest.mark.timeout(900)])])
 def test_many_uploads(repository: MountedRepository, count: int) -> None:
     """Many uploads in one repository are begun, listed by name, read, and cancelled."""
+    if not repository.storage.is_local:
+        count //= 5  # each takes as many requests as there are others, to know that its name is new
     shell('for i in $(seq "$2"); do echo $i > "$1/$i"; done', repository.path / "_uploads", count, timeout=400)
     assert set(repository.uploads) == {str(number) for number in range(1, count + 1)}
-    assert repository.upload("177").read_bytes() == b"177\n"
+    assert repository.upload("37").read_bytes() == b"37\n"
     shell('rm "$1"/*', repository.path / "_uploads", timeout=400)
     assert repository.uploads == []
     assert repository.storage.uploads(repository.name) == []
@@ -111,12 +117,13 @@ def test_many_uploads(repository: MountedRepository, count: int) -> None:
 
 def test_handles_and_descriptors_come_back(mounts, storage: Storage, payload) -> None:
     """After 300 uploads, commits, cancels and reads the daemon has no more files open than before."""
+    count = 100 if storage.is_local else 20
     storage.make_repository("r")
     repository = MountedRepository(mounts(storage), storage, "r")
     repository.put_layer(payload(100))
     wait_until(lambda: True, "a first look")
     before = repository.mount.descriptors
-    for number in range(100):
+    for number in range(count):
         repository.put_layer(payload(2000))
         repository.put_upload(f"cancelled {number}", b"abc")
         os.unlink(repository.upload(f"cancelled {number}"))
@@ -203,7 +210,11 @@ def test_parallel_readers_and_writers(mounts, storage: Storage, payload, rounds:
 
 
 def test_memory_does_not_grow_with_files(mounts, storage: Storage, tmp_path: Path) -> None:
-    """Four uploads of 100 MB at once, and reading them back, take well under 100 MB of memory."""
+    """Four uploads of 100 MB at once, and reading them back, take well under 100 MB of memory.
+
+    Object stores have a part of each in memory, 256 MiB of parts on their way, and 48 MiB that were read ahead.
+    """
+    limit = 100_000_000 if storage.is_local else (4 * 16 + 256 + 48) << 20
     storage.make_repository("r")
     repository = MountedRepository(mounts(storage), storage, "r")
     before = repository.mount.resident_bytes
@@ -219,7 +230,7 @@ def test_memory_does_not_grow_with_files(mounts, storage: Storage, tmp_path: Pat
     with peak:
         shell(script, repository.path / "_uploads", repository.path / "_layers", timeout=100)
     assert len(repository.layers) == 4
-    assert peak.bytes - before < 100_000_000
+    assert peak.bytes - before < limit
 
 
 class _Peak:
@@ -238,13 +249,17 @@ class _Peak:
 
 
 def test_memory_does_not_grow_with_names(mounts, storage: Storage) -> None:
-    """Asking for 20,000 names that do not exist, and listing again and again, leaves no trace in memory."""
+    """Asking for 20,000 names that do not exist, and listing again and again, leaves no trace in memory.
+
+    On object stores it is 2,000 names, each a request.
+    """
+    names = 10_000 if storage.is_local else 1_000
     for number in range(500):
         storage.put_layer("r", b"layer %d" % number)
     mount = mounts(storage)
 
     def work() -> None:
-        for number in range(10_000):
+        for number in range(names):
             with suppress(FileNotFoundError):
                 os.stat(mount.path / "r/_layers" / f"sha256:{number:064x}")
         for _ in range(5):
@@ -256,6 +271,7 @@ def test_memory_does_not_grow_with_names(mounts, storage: Storage) -> None:
     assert mount.resident_bytes - before < 15_000_000
 
 
+@pytest.mark.local("how many descriptors a read takes is known here only")
 def test_few_descriptors(storage: Storage, mounts, payload) -> None:
     """With RLIMIT_NOFILE of 64 the daemon refuses what it cannot open (EMFILE), and lives."""
     digest = storage.put_layer("r", payload(1000))
@@ -281,6 +297,7 @@ def _sized(path: Path) -> int:
     return -1
 
 
+@pytest.mark.local("a disk that is full")
 def test_a_full_disk(mounts, tmp_path: Path, payload) -> None:
     """ENOSPC reaches the writer; what was written stays; after room is made the upload is finished."""
     disk = tmp_path / "disk"
@@ -308,6 +325,7 @@ def test_a_full_disk(mounts, tmp_path: Path, payload) -> None:
         run("umount", "-l", disk)
 
 
+@pytest.mark.local("bindfs hangs; stores that do not answer are in tests/functional/object_stores and s3")
 def test_a_storage_that_does_not_answer(mounts, storage: Storage, payload, tmp_path: Path) -> None:
     """Every operation ends by `--operation-timeout`, also when the storage hangs; when it answers again all is well."""
     data = payload(300_000)

@@ -368,11 +368,17 @@ def test_renaming_over_a_tag(repository: TaggedRepository) -> None:
 
 
 def test_renaming_into_another_repository(repository: TaggedRepository, small: TaggedMount) -> None:
-    """Refused: the manifest would not be there."""
+    """Refused, with an errno that `mv` has fitting words for, and never copies at; `cp -d` makes the tag there."""
     other = small.new_repository()
-    repository.store_manifest(repository.image(), "v1")
-    with repository.unchanged(), repository.mount.refused(errno.EINVAL):
+    content = repository.image()
+    digest = repository.store_manifest(content, "v1")
+    with repository.unchanged(), repository.mount.refused(errno.EPERM):
         os.rename(repository.tag("v1"), other.tag("v1"))
+    assert other.tags == {}
+    other.image()
+    run("cp", repository.manifest(digest), other.manifest(digest))
+    run("cp", "-d", repository.tag("v1"), other.tag("v1"))
+    assert other.tags == {"v1": digest}
 
 
 def test_removing_without_permission(repository: TaggedRepository) -> None:

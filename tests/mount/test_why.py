@@ -25,7 +25,8 @@ from harness.images import OCI_CONFIG, describe, oci_image
 from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
 from harness.repository import MountedRepository
-from harness.storage import Storage, digest_of
+from harness.storage import Storage, cut, digest_of
+from harness.stores import Store
 
 from layerfs.advice import advice_for
 
@@ -38,6 +39,7 @@ RENAME_EXCHANGE = 2
 @dataclass(frozen=True)
 class Fault:
     """What a fault must come to: the errno, the class of the error, and words of the reason that no other fault has.
+    Stores have words of their own for some.
 
     `cause` makes it happen in a repository, and says of which path to ask why. `options` and `disk` are those of the
     mount that it needs, none for the one that all share.
@@ -49,6 +51,7 @@ class Fault:
     cause: Callable[[MountedRepository], Path]
     options: tuple[str, ...] = ()
     disk: str = ""
+    reason_of_store: str = ""
 
 
 def refused(function: Callable[..., object], *arguments: object) -> None:
@@ -184,7 +187,7 @@ def truncated_blob(at: MountedRepository) -> Path:
     data = os.urandom(5000)
     digest = at.storage.put_layer(at.name, data)
     assert at.layer(digest).stat().st_size == len(data)
-    os.truncate(at.storage.blob(digest), 100)
+    cut(at.storage.blob(digest), 100)
     refused(at.layer(digest).read_bytes)
     return at.layer(digest)
 
@@ -296,7 +299,13 @@ FAULTS = {
     "link-among-layers": Fault("EPERM", "NotPermitted", "symbolic links cannot be made in", link_among_layers),
     "set-attribute": Fault("EPERM", "NotPermitted", "is read-only", set_attribute),
     "exchanged": Fault("EINVAL", "InvalidArgument", "cannot be exchanged", exchanged),
-    "truncated-blob": Fault("EIO", "ShortRead", "its blob has 100 bytes left of 5000", truncated_blob),
+    "truncated-blob": Fault(
+        "EIO",
+        "ShortRead",
+        "its blob has 100 bytes left of 5000",
+        truncated_blob,
+        reason_of_store="it has 100 bytes now, not 5000",
+    ),
     "wrong-link": Fault("EIO", "LinkMismatch", "it leads to sha256:", wrong_link),
     "broken-link": Fault("ENOENT", "LayerUnknown", "invalid link", broken_link),
     "dangling-link": Fault("ENOENT", "LayerUnknown", "unknown blob", dangling_link),
@@ -312,23 +321,23 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Storage]]:
+def shared(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[tuple[Mount, Storage]]:
     """One mount for all faults that need no other."""
     directory = tmp_path_factory.mktemp("why")
-    storage = Storage.create(directory / "storage")
-    with Mount(storage.root, directory / "mnt") as mount:
+    storage = Storage.create(store.root(directory / "storage"))
+    with Mount(storage.source, directory / "mnt") as mount:
         yield mount, storage
 
 
 @pytest.fixture
-def place(request: pytest.FixtureRequest, tmp_path: Path, watchdog: None) -> Iterator[MountedRepository]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, store: Store, watchdog: None) -> Iterator[MountedRepository]:
     """A repository on a mount as the fault needs it."""
     fault: Fault = request.param
     with ExitStack() as stack:
         if not fault.options and not fault.disk:
             mount, storage = request.getfixturevalue("shared")
         else:
-            storage = Storage.create(stack.enter_context(disk_for(fault, tmp_path)) / "storage")
+            storage = Storage.create(store.root(stack.enter_context(disk_for(fault, tmp_path)) / "storage"))
             storage.make_repository("app")
             mount = stack.enter_context(mount_for(fault, storage, tmp_path, stack))
         words = re.sub("[^a-z0-9]+", "-", request.node.callspec.id)
@@ -359,7 +368,7 @@ class disk_for:  # noqa: N801 - a function with an end
 
 def mount_for(fault: Fault, storage: Storage, directory: Path, stack: ExitStack) -> Mount:
     if fault.disk != "nobody":
-        return Mount(storage.root, directory / "mnt", *fault.options)
+        return Mount(storage.source, directory / "mnt", *fault.options)
     stack.callback(os.chmod, "/dev/fuse", stat.S_IMODE(os.stat("/dev/fuse").st_mode))
     os.chmod("/dev/fuse", 0o666)  # noqa: S103 - as udev makes it, which containers may lack
     # Everything can be read, nothing written, by a daemon that is nobody.
@@ -378,11 +387,17 @@ def why(path: Path, *, as_user: int = 0) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("fault", "place"), [(fault, fault) for fault in FAULTS.values()], ids=list(FAULTS), indirect=["place"]
+    ("fault", "place"),
+    [
+        pytest.param(fault, fault, id=name, marks=[pytest.mark.local(f"a disk: {fault.disk}")] if fault.disk else [])
+        for name, fault in FAULTS.items()
+    ],
+    indirect=["place"],
 )
 def test_a_fault_is_told_once_and_explained(fault: Fault, place: MountedRepository) -> None:
     """One errno, one line in the log (none for what is not there), and the cause with what to do about it."""
     mount = place.mount
+    reason = fault.reason if place.storage.is_local else fault.reason_of_store or fault.reason
     before = len(mount.read_log())
     path = fault.cause(place)
     answer = why(path, as_user=NOBODY if fault.disk == "nobody" else 0)
@@ -392,16 +407,18 @@ def test_a_fault_is_told_once_and_explained(fault: Fault, place: MountedReposito
         line.declared = True
     found = answer["failures"][0]
     assert (found["error"], found["kind"]) == (fault.error, fault.kind), answer
-    assert fault.reason in found["reason"]
+    assert reason in found["reason"]
     assert found["advice"] == advice_for(fault.kind)
     others = [other for other in FAULTS.values() if other is not fault and other.error == fault.error]
     assert not [other.reason for other in others if other.reason in found["reason"]]
     if fault.error == "ENOENT":
         assert lines == []
         return
-    assert len(lines) == 1, "\n".join(line.text for line in lines)
-    record = lines[0].record
-    assert fault.reason in record["message"]
+    # Of a file that could be opened the kernel wants the page once more that it did not get when it read ahead.
+    limit = 2 if reason != fault.reason and found["operation"] == "read" else 1
+    assert 1 <= len(lines) <= limit, "\n".join(line.text for line in lines)
+    record = lines[-1].record
+    assert reason in record["message"]
     assert record["path"].startswith(found["path"])
     assert (record["request"], record["operation"], record["errno"]) == (
         found["request"],
@@ -442,6 +459,7 @@ def test_a_store_that_was_killed(mounts: Callable[..., Mount], monkeypatch: pyte
     assert status["uploads_committed"] == 1
 
 
+@pytest.mark.local("a disk that is frozen")
 def test_a_path_that_is_waited_for(storage: Storage, tmp_path: Path, watchdog: None) -> None:
     """Of what has no answer yet `why` says that it waits, and does not blame the daemon."""
     with LoopFilesystem(tmp_path / "disk", mebibytes=32) as disk:
