@@ -13,7 +13,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 from azure.core import MatchConditions
@@ -23,6 +23,8 @@ from azure.storage.blob.aio import BlobServiceClient, ContainerClient, Exponenti
 from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.azure_errors import azure_error, error_code
 from layerfs.driver.azure_options import AzureOptions
+from layerfs.driver.body import Body
+from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Objects, Page, StoredObject
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
@@ -89,6 +91,8 @@ class Container(Objects):
         self.options = options
         #: What the blocks that are on their way, of all uploads together, may take up.
         self.block_memory = ByteBudget(BLOCK_MEMORY)
+        #: And their memory.
+        self.block_buffers = BufferPool(options.block_size, kept=max(1, BLOCK_MEMORY // options.block_size))
         self._resources = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         self._service: BlobServiceClient | None = None
@@ -164,7 +168,9 @@ class Container(Objects):
         """As a block blob, in place of one of any kind."""
 
         async def upload(client: ContainerClient) -> object:
-            return await client.get_blob_client(self.key(path)).upload_blob(content, overwrite=True)
+            return await client.get_blob_client(self.key(path)).upload_blob(
+                content, overwrite=True, validate_content=self._has_sums
+            )
 
         await self._replacing(path, lambda: self._ask(self._writes, path, upload, length=len(content)))
 
@@ -177,12 +183,16 @@ class Container(Objects):
 
         return await self._replacing(path, lambda: self._ask(self._writes, path, begin))
 
-    async def append(self, path: str, block: bytes, blob: AzureBlob) -> AzureBlob:
+    async def append(self, path: str, block: bytes | memoryview, blob: AzureBlob) -> AzureBlob:
         """Appends a block to a blob that is as `blob` says, durably. Raises `ContentChanged` if it is not."""
 
         async def append(client: ContainerClient) -> AzureBlob:
             answer: dict[str, Any] = await client.get_blob_client(self.key(path)).append_block(
-                block, length=len(block), appendpos_condition=blob.size, **_if_is(blob.etag)
+                cast(IO[bytes], Body(block)),
+                length=len(block),
+                appendpos_condition=blob.size,
+                validate_content=self._has_sums,
+                **_if_is(blob.etag),
             )
             blocks = int(answer["blob_committed_block_count"])
             changed_at = _nanoseconds(answer["last_modified"])
@@ -198,7 +208,7 @@ class Container(Objects):
                 raise
             return appended
 
-    async def _as_if_appended(self, path: str, block: bytes, blob: AzureBlob) -> AzureBlob | None:
+    async def _as_if_appended(self, path: str, block: bytes | memoryview, blob: AzureBlob) -> AzureBlob | None:
         """The blob, if it is what appending the block has made of it, or would have."""
         with contextlib.suppress(DriverError):
             now = await self.head(path)
@@ -379,6 +389,12 @@ class Container(Objects):
                 if self._client is None:
                     self._client = await self._connect()
         return self._client
+
+    @property
+    def _has_sums(self) -> bool:
+        """Whether what is sent has its MD5 with it: without TLS nothing else would tell the store that it arrived as
+        something else. It costs more CPU than all the rest of an upload."""
+        return self._endpoint.startswith("http://")
 
     async def _connect(self) -> ContainerClient:
         try:

@@ -34,7 +34,7 @@ class AzureUpload(ObjectUpload):
     """An append blob that this process appends to: one block at a time, while the next one fills."""
 
     def __init__(self, container: Container, path: str, blob: AzureBlob) -> None:
-        super().__init__(container, path, blob)
+        super().__init__(container, path, blob, container.block_buffers)
         self._container = container
         self._blob = blob
         self._blocks = blob.blocks
@@ -46,7 +46,7 @@ class AzureUpload(ObjectUpload):
         await super().append(buffers)
 
     async def abandon(self) -> None:
-        self._tail.clear()
+        self._forget_tail()
         if self._appending is not None:
             await cancel_all([self._appending])
 
@@ -58,7 +58,7 @@ class AzureUpload(ObjectUpload):
             )
         return block_size(self._container.options.block_size, self._blocks)
 
-    async def _store(self, block: bytes) -> None:
+    async def _store(self, block: memoryview) -> None:
         await self._settle()
         # Asked for also by a flush, which fills no block.
         _ = self._block_size

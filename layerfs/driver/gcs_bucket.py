@@ -32,6 +32,8 @@ import google.auth.transport.requests
 import google_crc32c
 
 from layerfs.driver.at_once import ByteBudget, gather
+from layerfs.driver.body import Body
+from layerfs.driver.buffers import BufferPool
 from layerfs.driver.gcs_errors import ResponseError, gcs_error, may_pass
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
@@ -68,9 +70,6 @@ _SLOWEST_LINE: Final = MEBIBYTE // 4
 
 #: Between tries, at most so long, each time another part of it. One object may be changed once in a second.
 _PAUSES: Final = (1.0, 2.0, 4.0)
-
-#: Bytes of a body that are given to the connection at a time.
-_PIECE: Final = MEBIBYTE // 4
 
 #: Objects that one request deletes.
 _DELETED_AT_ONCE: Final = 100
@@ -110,6 +109,8 @@ class GcsBucket(Objects):
         self.options = options
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
+        #: And their memory.
+        self.part_buffers = BufferPool(options.part_size, kept=max(1, PART_MEMORY // options.part_size))
         emulator = os.environ.get("STORAGE_EMULATOR_HOST")
         if emulator and "://" not in emulator:
             emulator = f"http://{emulator}"
@@ -416,7 +417,7 @@ class GcsBucket(Objects):
             method,
             self._endpoint + url,
             params=query,
-            data=None if body is None else _pieces(body),
+            data=None if body is None else Body(body),
             headers=sent,
             allow_redirects=False,
         ) as answer:
@@ -487,13 +488,6 @@ class _Tokens:
             else:
                 self._credentials, _ = google.auth.default(scopes=_SCOPES)
         self._credentials.refresh(google.auth.transport.requests.Request())
-
-
-async def _pieces(body: bytes | None) -> AsyncIterator[memoryview]:
-    """A body in pieces: in one it would hold the loop up while it is sent."""
-    with memoryview(body or b"") as view:
-        for start in range(0, len(view), _PIECE):
-            yield view[start : start + _PIECE]
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

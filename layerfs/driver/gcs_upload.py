@@ -49,7 +49,7 @@ class GcsUpload(ObjectUpload):
     """An object that this process appends to: several parts at a time."""
 
     def __init__(self, bucket: GcsBucket, path: str, found: GcsObject) -> None:
-        super().__init__(bucket, path, found)
+        super().__init__(bucket, path, found, bucket.part_buffers)
         self._bucket = bucket
         self._found = found
         self._crc32c = decode_crc32c(found.crc32c)
@@ -58,7 +58,7 @@ class GcsUpload(ObjectUpload):
         self._composing: asyncio.Task[None] | None = None
 
     async def abandon(self) -> None:
-        self._tail.clear()
+        self._forget_tail()
         composing = [] if self._composing is None else [self._composing]
         await cancel_all([*composing, *(part.storing for part in self._parts)])
 
@@ -66,9 +66,11 @@ class GcsUpload(ObjectUpload):
     def _block_size(self) -> int:
         return self._bucket.options.part_size
 
-    async def _store(self, block: bytes) -> None:
+    async def _store(self, content: memoryview) -> None:
         await self._wait_for_room()
-        await self._bucket.part_memory.take(len(block))
+        await self._bucket.part_memory.take(len(content))
+        # The sums can be had of nothing else.
+        block = bytes(content)
         path = f"{self.path}.{self._handed_over:020}-{uuid.uuid4().hex}.part"
         # While there is nothing the first block makes the object.
         if self._handed_over == 0:

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from layerfs.driver.buffers import BufferPool, Gathering
 from layerfs.driver.objects import Objects, ObjectVersion, StoredObject
 from layerfs.errors import ContentChanged, DriverError, ShortRead
 
@@ -21,7 +22,7 @@ class ObjectUpload(ABC):
     A method that is cancelled leaves what is on its way to the store on its way; the next one waits for it.
     """
 
-    def __init__(self, objects: Objects, path: str, stored: StoredObject) -> None:
+    def __init__(self, objects: Objects, path: str, stored: StoredObject, buffers: BufferPool) -> None:
         self.path = path
         #: The object as this upload has last made it or found it.
         self.stored = stored
@@ -30,7 +31,8 @@ class ObjectUpload(ABC):
         self._lock = asyncio.Lock()
         # Bytes that are in the object, or on their way there.
         self._handed_over = stored.size
-        self._tail = bytearray()
+        self._buffers = buffers
+        self._tail = Gathering(buffers)
         self._failure: DriverError | None = None
 
     @property
@@ -88,8 +90,8 @@ class ObjectUpload(ABC):
         """Bytes of the block that is being filled. Raises `ContentTooLarge` if the store takes no more."""
 
     @abstractmethod
-    async def _store(self, block: bytes) -> None:
-        """Begins to append a block; waits until there is room for it."""
+    async def _store(self, block: memoryview) -> None:
+        """Begins to append a block, which does not change; waits until there is room for it."""
 
     @abstractmethod
     async def _settle(self) -> None:
@@ -103,18 +105,18 @@ class ObjectUpload(ABC):
         while view:
             size = self._block_size
             taken = view[: size - len(self._tail)]
-            self._tail += taken
+            self._tail.add(taken, size)
             view = view[len(taken) :]
             if len(self._tail) >= size:
                 await self._hand_over()
 
     async def _hand_over(self) -> None:
-        block = bytes(self._tail)
+        block = self._tail.view()
         try:
             await self._store(block)
         except DriverError as error:
             raise self._fail(error) from error
-        self._tail.clear()
+        self._forget_tail()
         self._handed_over += len(block)
 
     async def _flush(self) -> None:
@@ -130,5 +132,8 @@ class ObjectUpload(ABC):
         """What is raised from now on."""
         if self._failure is None:
             self._failure = error
-        self._tail.clear()
+        self._forget_tail()
         return error
+
+    def _forget_tail(self) -> None:
+        self._tail = Gathering(self._buffers)

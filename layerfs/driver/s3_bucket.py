@@ -22,9 +22,9 @@ from aiobotocore.session import AioSession
 from botocore import exceptions
 
 from layerfs.driver.at_once import ByteBudget, gather
+from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
-from layerfs.driver.s3_body import PartBody
 from layerfs.driver.s3_errors import UploadGone, error_code, misconfiguration, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
@@ -328,7 +328,7 @@ class Bucket:
             UploadId=upload_id,
             PartNumber=number,
             ContentLength=len(content),
-            Body=PartBody(content),
+            Body=Body(content),
             **self._checksum(content),
         )
         return Part(number, len(content), _etag(answer))

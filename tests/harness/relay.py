@@ -51,7 +51,8 @@ class Seen:
 class Fault:
     """What happens to the next requests of an operation, after so many have passed.
 
-    `kind` is "refuse" (with an error, nothing was done), "reset_before", "reset_after" (all was done) or "stall".
+    `kind` is "refuse" (with an error, nothing was done), "reset_before", "reset_after" (all was done), "stall" or
+    "flip" (one bit of what was sent).
     """
 
     kind: str
@@ -199,6 +200,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(seen, *relay.serve(call))
         elif fault.kind == "refuse":
             self._answer(seen, *relay.error(fault))
+        elif fault.kind == "flip":
+            middle = len(call.body) // 2
+            call.body = call.body[:middle] + bytes([call.body[middle] ^ 1]) + call.body[middle + 1 :]
+            self._answer(seen, *relay.serve(call))
         else:
             if fault.kind == "reset_after":
                 relay.serve(call)

@@ -17,7 +17,7 @@ from layerfs.driver.azure_container import AzureBlob, Container
 from layerfs.driver.azure_upload import AzureUpload, block_size
 from layerfs.driver.bridge import AsyncioBridge
 from layerfs.driver.sources import open_driver
-from layerfs.errors import ContentTooLarge, UnsupportedByDriver
+from layerfs.errors import ContentTooLarge, DriverError, UnsupportedByDriver
 from layerfs.registry import Registry
 
 Result = TypeVar("Result")
@@ -47,6 +47,23 @@ async def test_an_upload_of_a_registry_is_gone_on_with(azure, payload: Payload) 
     await upload.write(content[8 * MEBIBYTE :])
     await upload.close()
     assert azure.content(DATA) == content
+
+
+async def test_bytes_that_were_changed_on_the_way(azure, payload: Payload) -> None:
+    """Without TLS what is sent has its MD5 with it, so the store refuses it, and nothing is stored."""
+    content = payload(100_000)
+    driver = azure.driver()
+    azure.relay.fail("flip", "put", times=100)
+    with pytest.raises(DriverError, match=r"(?i)md5"):
+        await driver.put_content("/a", content)
+    assert azure.paths() == []
+    azure.relay.fail("flip", "append", times=100)
+    writer = await driver.writer(DATA, append=False)
+    with pytest.raises(DriverError, match=r"(?i)md5"):
+        await writer.write([content])
+        await writer.flush()
+    await writer.close()
+    assert azure.content(DATA) == b""
 
 
 async def test_a_registry_goes_on_with_ours(azure, payload: Payload) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 
-from layerfs.driver.s3_body import PartBody
+from layerfs.driver.body import Body
 
 CONTENT = bytes(range(256)) * 5000
 
 
-async def sent(body: PartBody) -> bytes:
+async def sent(body: Body) -> bytes:
     return b"".join([bytes(piece) async for piece in body])
 
 
 def test_it_is_read_as_a_file_and_sent_from_where_that_left_it() -> None:
     """Signing reads all of it and goes back; a repeated request goes back to the beginning."""
-    body = PartBody(memoryview(CONTENT))
+    body = Body(memoryview(CONTENT))
     assert b"".join(iter(lambda: bytes(body.read(1000)), b"")) == CONTENT
     assert body.read(1000) == b""
     assert asyncio.run(sent(body)) == b""
@@ -32,5 +32,5 @@ def test_it_is_read_as_a_file_and_sent_from_where_that_left_it() -> None:
 
 
 def test_an_empty_one() -> None:
-    assert PartBody(b"").read() == b""
-    assert asyncio.run(sent(PartBody(b""))) == b""
+    assert Body(b"").read() == b""
+    assert asyncio.run(sent(Body(b""))) == b""

@@ -1,9 +1,9 @@
 """The body of a request that stores a part: signed and sent as it is in memory, without another copy of it.
 
-The SDK takes bytes, which it would send in one piece that holds its loop up, and files. From a `BytesIO` it makes
-three copies: when it is asked for its size, when it is read to be signed, and when it is read to be sent; and fresh
-memory costs more CPU than all the rest of an upload. This is as much of a file as the SDK (botocore) signs and repeats,
-and an asynchronous iterator to what sends it (aiohttp).
+SDKs take bytes, which they would send in one piece that holds their loop up, and files. From a `BytesIO` botocore and
+aiohttp make three copies: when it is asked for its size, when it is read to be signed, and when it is read to be sent;
+and fresh memory costs more CPU than all the rest of an upload. This is as much of a file as SDKs read for sums and
+signatures and go back in when a request is repeated, and an asynchronous iterator to what sends it (aiohttp).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 _SENT: Final = 256 << 10
 
 
-class PartBody:
+class Body:
     """Bytes that nobody changes as long as this is there."""
 
     def __init__(self, content: bytes | memoryview) -> None:
