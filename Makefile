@@ -1,6 +1,6 @@
 # Short names for what is in scripts/; a machine without make has the scripts.
 
-.PHONY: setup demo test check bench soak man package clean
+.PHONY: setup demo test check bench soak stores man package clean
 
 setup:
 	scripts/setup --test
@@ -24,6 +24,12 @@ bench:
 soak:
 	scripts/setup --soak
 	.venv/bin/python -m pytest -m soak
+
+# The tests of mounts and registries again, with their storages on S3, Azure and Google Cloud Storage, as far
+# as these run here: Ceph's gateway, Azurite and fake-gcs-server.
+stores:
+	scripts/setup --test
+	.venv/bin/python -m pytest -n auto --dist loadfile --stores s3,azure,gcs -m 'on_store and not soak'
 
 # Manual pages, from the help of the commands: build/man/man1 and so on.
 man:

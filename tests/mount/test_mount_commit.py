@@ -13,6 +13,9 @@ from harness.commands import append, get_xattr, opened, run, shell, wait_until, 
 from harness.repository import MountedRepository
 from harness.storage import add_to, digest_of, snapshot
 
+#: The one operation that must never be wrong is tried on an object store in every run.
+pytestmark = pytest.mark.also_on("s3")
+
 EMPTY = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 WRONG = "sha256:" + "0123456789abcdef" * 4
 

@@ -126,6 +126,7 @@ REWRITING = [
 ]
 
 
+@pytest.mark.also_on("s3")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_tools_write_uploads(repository: MountedRepository, file: Path, script: str) -> None:
     """Each tool ends with success, the upload has the file's bytes, and it commits under their digest."""
@@ -139,6 +140,7 @@ def test_tools_write_uploads(repository: MountedRepository, file: Path, script: 
     repository.assert_stored(data)
 
 
+@pytest.mark.also_on("s3")
 @pytest.mark.parametrize("script", REWRITING)
 def test_tools_that_write_again(repository: MountedRepository, file: Path, script: str) -> None:
     """They succeed where an upload can be changed anywhere; elsewhere they fail, and nothing is changed."""
@@ -159,6 +161,7 @@ def test_tools_that_write_again(repository: MountedRepository, file: Path, scrip
     repository.assert_stored(data)
 
 
+@pytest.mark.also_on("s3")
 def test_a_sparse_copy(repository: MountedRepository, tmp_path: Path) -> None:
     """`cp --sparse=always` seeks over zeros, at the end too: the upload has them all the same."""
     data = bytes(300_000) + b"middle" + bytes(500_000)
@@ -255,6 +258,7 @@ def test_overwriting_and_appending_with_one_handle(repository: MountedRepository
     repository.assert_stored(data)
 
 
+@pytest.mark.also_on("s3")
 @pytest.mark.parametrize("size", [0, 1, 65_000, 100_000, 100_001, 250_000])
 def test_truncating(repository: MountedRepository, payload, size: int) -> None:
     """`truncate` cuts or fills with zeros, and what is written afterwards comes after that."""
