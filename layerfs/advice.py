@@ -168,6 +168,7 @@ ADVICE: Final[dict[type[errors.LayerfsError], str]] = {
     errors.StaleInode: "Open it again by its name: the mount is another one by now.",
     errors.UnknownAttribute: "'getfattr -d' shows the attributes that there are.",
     errors.UnsupportedAttribute: "Only user.layerfs.* attributes exist here, and they can only be read.",
+    errors.OperationInterrupted: "Nothing, if it was meant: whoever waited for the storage was killed. Else repeat it.",
     errors.DeadlineExceeded: (
         "The storage did not answer in time, though layerfs is alive. Look whether it can be reached and how busy it "
         "is; --operation-timeout is how long an operation may take."

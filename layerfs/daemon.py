@@ -172,6 +172,7 @@ class _Daemon:
         try:
             nursery.start_soon(self._announce, session, device)
             nursery.start_soon(self._keep_alive)
+            nursery.start_soon(session.give_up_for_the_dying)
             await self._serve_requests(session)
         finally:
             self._phase = _Phase.ENDING

@@ -557,3 +557,7 @@ class UnsupportedAttribute(ViewError):
 
 class DeadlineExceeded(ViewError):
     """The operation took longer than any operation may (`--operation-timeout`)."""
+
+
+class OperationInterrupted(ViewError):
+    """Whoever asked for the operation was killed while it waited."""

@@ -96,6 +96,7 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     errors.UnknownAttribute: errno.ENODATA,
     errors.UnsupportedAttribute: errno.EOPNOTSUPP,
     errors.DeadlineExceeded: errno.ETIMEDOUT,
+    errors.OperationInterrupted: errno.EINTR,
 }
 
 

@@ -25,9 +25,11 @@ from layerfs.errors import (
     LayerfsError,
     LayerInvalidDigest,
     ManifestInvalidDigest,
+    OperationInterrupted,
     UnknownAttribute,
     UnsupportedAttribute,
 )
+from layerfs.fuse.dying import LOOK_EVERY, is_dying
 from layerfs.fuse.errnos import errno_of, name_of
 from layerfs.view.stats import Details, Failure, MountStats
 
@@ -61,12 +63,29 @@ class GuardedOperations(pyfuse3.Operations):
         super().__init__()
         self.stats = stats
         stats.describe = self.describe
+        # What ends each operation that has a deadline, and what it is.
+        self._waiting: dict[trio.CancelScope, tuple[str, tuple[Any, ...]]] = {}
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         for name, handler in list(vars(cls).items()):
             if name in vars(pyfuse3.Operations) and inspect.iscoroutinefunction(handler):
                 setattr(cls, name, _guarded(name, handler))
+
+    async def give_up_for_the_dying(self) -> None:
+        """Ends operations whose clients were killed meanwhile, for ever."""
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            begun_before = trio.current_time() + self.operation_timeout - LOOK_EVERY
+            for scope, (operation, arguments) in list(self._waiting.items()):
+                if scope.deadline <= begun_before:
+                    thread = self.caller(operation, arguments)
+                    if thread is not None and is_dying(thread):
+                        scope.cancel()
+
+    def caller(self, operation: str, arguments: tuple[Any, ...]) -> int | None:  # noqa: ARG002 - for the subclass
+        """The thread that waits for an operation; None if nobody knows it, or is kept from ending by it."""
+        return None
 
     def describe(self, operation: str, arguments: tuple[Any, ...]) -> str:
         """The path that an operation is about, for messages; of a rename both."""
@@ -84,7 +103,7 @@ class GuardedOperations(pyfuse3.Operations):
 def _guarded(name: str, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     if name == "forget":
         return _silent(handler)
-    timed = handler if name in _NO_DEADLINE else _timed(handler)
+    timed = handler if name in _NO_DEADLINE else limited(name, handler)
 
     # One function and not several: every call on the way of a small read is time that it takes. What is done here for
     # counting takes 0.6 us (tests/bench/counting.py).
@@ -116,14 +135,22 @@ def _guarded(name: str, handler: Callable[..., Awaitable[Any]]) -> Callable[...,
     return guarded
 
 
-def _timed(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def limited(name: str, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """`handler` as the operation `name`, for as long as an operation may take, and as somebody waits for it."""
+
     @functools.wraps(handler)
-    async def timed(self: GuardedOperations, *arguments: Any) -> Any:
-        with trio.move_on_after(self.operation_timeout):
-            return await handler(self, *arguments)
+    async def limited(self: GuardedOperations, *arguments: Any) -> Any:
+        with trio.move_on_after(self.operation_timeout) as scope:
+            self._waiting[scope] = (name, arguments)
+            try:
+                return await handler(self, *arguments)
+            finally:
+                del self._waiting[scope]
+        if trio.current_time() < scope.deadline:
+            raise OperationInterrupted("whoever waited for it was killed")
         raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
 
-    return timed
+    return limited
 
 
 def _silent(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

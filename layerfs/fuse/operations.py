@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import pyfuse3
-import trio
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
-from layerfs.errors import DeadlineExceeded, InvalidArgument, NotPermitted
-from layerfs.fuse.guard import GuardedOperations
+from layerfs.errors import InvalidArgument, NotPermitted
+from layerfs.fuse.guard import GuardedOperations, limited
 from layerfs.fuse.second_asks import SecondAsks
 from layerfs.view.caller import set_calling_thread
 from layerfs.view.nodes import Attributes, Handle, HandleId, Ino
@@ -46,6 +46,8 @@ class Operations(GuardedOperations):
         self._uid = tree.options.uid
         self._gid = tree.options.gid
         self._second_asks = SecondAsks()
+        #: The threads that have opened what is read and written past the page cache, by handle.
+        self._openers: dict[int, int] = {}
 
     # --- for the guard ---------------------------------------------------------------------------------------
 
@@ -78,6 +80,14 @@ class Operations(GuardedOperations):
         if operation in _BY_DIRECTORY_HANDLE:
             return Details(handle=arguments[0])
         return Details() if operation == "statfs" else Details(arguments[0])
+
+    def caller(self, operation: str, arguments: tuple[Any, ...]) -> int | None:
+        # The kernel does not say who reads, writes and closes, so it is taken to be who has opened. Who waits for a
+        # page of the cache can be killed anyhow, and others may wait for it, too.
+        if operation in _BY_HANDLE:
+            return self._openers.get(arguments[0])
+        context = arguments[-1]
+        return context.pid if isinstance(context, RequestContext) else None
 
     # --- names and attributes --------------------------------------------------------------------------------
 
@@ -186,11 +196,11 @@ class Operations(GuardedOperations):
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
         ino, attributes, number, handle = await self._tree.create(Ino(parent_inode), name, flags)
-        return _file_info(number, handle), self._entry(ino, attributes)
+        return self._opened(number, handle, ctx), self._entry(ino, attributes)
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         set_calling_thread(ctx.pid)
-        return _file_info(*await self._tree.open(Ino(inode), flags))
+        return self._opened(*await self._tree.open(Ino(inode), flags), ctx)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         handle = self._tree.handle(HandleId(fh))
@@ -200,11 +210,9 @@ class Operations(GuardedOperations):
             self.stats.read(handle.path, len(content))
             return cast(bytes, content)
         with self._second_asks.answered(fh, off, size):
-            with trio.move_on_after(self.operation_timeout):
-                content = await handle.read(off, size)
-                self.stats.read(handle.path, len(content))
-                return content
-            raise DeadlineExceeded(f"not done after {self.operation_timeout:g} s")
+            content = cast(bytes, await self._wait_for_read(fh, handle, off, size))
+            self.stats.read(handle.path, len(content))
+            return content
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         handle = self._tree.handle(HandleId(fh))
@@ -219,6 +227,8 @@ class Operations(GuardedOperations):
         await self._tree.handle(HandleId(fh)).synchronize()
 
     async def release(self, fh: int) -> None:
+        # Nobody waits for it.
+        self._openers.pop(fh, None)
         await self._tree.release(HandleId(fh))
 
     # --- directories -----------------------------------------------------------------------------------------
@@ -241,6 +251,17 @@ class Operations(GuardedOperations):
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Changes of directories are durable when they return."""
+
+    # --- who waits -------------------------------------------------------------------------------------------
+
+    @partial(limited, "read")
+    async def _wait_for_read(self, fh: int, handle: Handle, offset: int, length: int) -> bytes:
+        return await handle.read(offset, length)
+
+    def _opened(self, number: HandleId, handle: Handle, ctx: RequestContext) -> FileInfo:
+        if handle.direct:
+            self._openers[number] = ctx.pid
+        return _file_info(number, handle)
 
     # --- conversions -----------------------------------------------------------------------------------------
 

@@ -70,6 +70,10 @@ class Session:
         """Answers requests until `stop` is called or the file system is unmounted; what has begun is finished."""
         await pyfuse3.main(min_tasks=1, max_tasks=_MAX_REQUESTS)
 
+    async def give_up_for_the_dying(self) -> None:
+        """Ends what clients wait for that were killed, for ever."""
+        await self._operations.give_up_for_the_dying()
+
     def raise_read_ahead(self, device: str) -> None:
         """Lets the kernel ask for more at a time, where this process may (root, and sysfs is writable).
 

@@ -353,7 +353,7 @@ def test_no_name_gets_into_the_log_unescaped(caplog: pytest.LogCaptureFixture, n
             places = [ROOT_INO, repository, *(ino for ino, _ in own)]
             for place in places:
                 for call in (
-                    lambda: operations.create(place, name, 0o644, 1, None),  # noqa: B023
+                    lambda: operations.create(place, name, 0o644, 1, SimpleNamespace(pid=0)),  # noqa: B023
                     lambda: operations.mkdir(place, name, 0o755, None),  # noqa: B023
                     lambda: operations.unlink(place, name, None),  # noqa: B023
                     lambda: operations.rmdir(place, name, None),  # noqa: B023
