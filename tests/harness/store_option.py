@@ -35,14 +35,28 @@ def _parse(text: str) -> list[str]:
 
 
 def parametrize(
-    metafunc: pytest.Metafunc, fixture: str, *, local: Iterable[object] = ("local",), scope: str | None = None
+    metafunc: pytest.Metafunc,
+    fixture: str,
+    *,
+    local: Iterable[object] = ("local",),
+    ways: Iterable[str] = ("{}",),
+    scope: str | None = None,
 ) -> None:
-    """Gives a fixture each store in turn; `local` is what it takes for the local disk."""
+    """Gives a fixture each store in turn.
+
+    `local` is what it takes for the local disk, `ways` for an object store, with `{}` for its name.
+    """
     if fixture not in metafunc.fixturenames:
         return
     chosen = chosen_for(metafunc)
-    values = [value for store in chosen for value in (local if store == "local" else _on_store(metafunc, store))]
+    values = [value for store in chosen for value in (local if store == "local" else _on_store(metafunc, store, ways))]
     metafunc.parametrize(fixture, values, indirect=True, scope=scope)
+
+
+def follow(metafunc: pytest.Metafunc) -> None:
+    """Gives the fixture `store` each store in turn; tests on this machine are called as ever."""
+    if chosen_for(metafunc) != ["local"]:
+        parametrize(metafunc, "store", local=[pytest.param("local", id=pytest.HIDDEN_PARAM)], scope="session")
 
 
 def chosen_for(metafunc: pytest.Metafunc) -> list[str]:
@@ -51,6 +65,6 @@ def chosen_for(metafunc: pytest.Metafunc) -> list[str]:
     return [store for store in STORES if store in metafunc.config.getoption("stores") or store in also]
 
 
-def _on_store(metafunc: pytest.Metafunc, store: str) -> list[object]:
+def _on_store(metafunc: pytest.Metafunc, store: str, ways: Iterable[str]) -> list[object]:
     skips = [pytest.mark.skip(reason=f"local: {mark.args[0]}") for mark in metafunc.definition.iter_markers("local")]
-    return [pytest.param(store, marks=skips)]
+    return [pytest.param(way.format(store), marks=[pytest.mark.on_store, *skips]) for way in ways]
