@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_errors import UploadGone, error_code, misconfiguration, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
+from layerfs.driver.s3_servers import Peculiarities, peculiarities
 from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
@@ -56,10 +58,10 @@ COPIES_AT_ONCE: Final = 8
 #: An operation of a mount has 60 s, and the kernel asks a second time for what could not be read ahead.
 _CONNECT_TIMEOUT: Final = 5
 _ATTEMPTS: Final = 3
-#: For what makes the store copy bytes, which it does without a word.
+#: For what makes the store copy bytes, or delete many objects, which it does without a word.
 _PATIENT_READ_TIMEOUT: Final = 300
 _PATIENT_DEADLINE: Final = 900.0
-_PATIENT_OPERATIONS: Final = ("CompleteMultipartUpload", "CopyObject", "UploadPartCopy")
+_PATIENT_OPERATIONS: Final = ("CompleteMultipartUpload", "CopyObject", "DeleteObjects", "UploadPartCopy")
 #: Bytes in a second below which a line counts as broken.
 _SLOWEST_LINE: Final = MEBIBYTE // 4
 
@@ -71,10 +73,6 @@ _DELETED_AT_ONCE: Final = 1000
 
 #: Bytes that one request copies into a part at the most: stores that really copy take 6 s for this.
 _COPIED_PART: Final = GIBIBYTE
-
-#: What SeaweedFS says it is. It takes signed content without comparing it with what was signed (4.48), but not with a
-#: checksum that is wrong; others want the signature, and do not know checksums (Ceph 16).
-_SEAWEEDFS: Final = "SeaweedFS"
 
 #: What a body ends with that did not come whole.
 _BROKEN_BODY: Final = (
@@ -114,8 +112,8 @@ class Bucket:
         self._opening = asyncio.Lock()
         self._client: Any = None
         self._endpoint = options.endpoint_url or ""
-        # Known from the first answer; an upload or a listing comes before anything that is large.
-        self._wants_checksums = False
+        # Known from the first answer; an upload is begun, or something is listed, before anything that matters.
+        self._peculiarities = Peculiarities()
         # Until a store has refused a condition that was right.
         self._compares_originals = True
         self._deadline = options.read_timeout * _ATTEMPTS
@@ -214,7 +212,7 @@ class Bucket:
             try:
                 await self._delete_batch(path, batch)
             except (UnsupportedByDriver, _Refused):
-                # Some stores (Swift) want an MD5 that the SDK does not send any more, others have no such request.
+                # Some stores have no such request.
                 await gather([self.delete(self.path(key)) for key in batch])
 
     async def _delete_batch(self, path: str, keys: Sequence[str]) -> None:
@@ -284,8 +282,13 @@ class Bucket:
                 return found
             more = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
 
-    async def list_parts(self, path: str, upload_id: str, *, after: int = 0) -> list[Part]:
-        """The parts numbered above `after`, in order. Raises `ContentChanged` if there is no such upload any more."""
+    async def list_parts(self, path: str, upload_id: str, *, after: int = 0, is_listed: bool = False) -> list[Part]:
+        """The parts numbered above `after`, in order. Raises `UploadGone` if there is no such upload any more.
+
+        `is_listed`: it was in the list of open uploads a moment ago.
+        """
+        if not is_listed:
+            await self._check_open(path, upload_id)
         found: dict[int, Part] = {}
         while True:
             answer = await self._ask(
@@ -319,6 +322,7 @@ class Bucket:
 
     async def upload_part(self, path: str, upload_id: str, number: int, content: bytes | memoryview) -> Part:
         """Stores one part, in place of what had its number."""
+        await self._check_open(path, upload_id)
         answer = await self._ask(
             self._writes,
             "upload_part",
@@ -337,12 +341,12 @@ class Bucket:
         self, source: str, destination: str, upload_id: str, found: StoredObject, size: int
     ) -> list[Part]:
         """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here."""
-        whole = size == found.size
         pieces = _pieces(size, self._copied_part(size))
+        is_whole = size == found.size and len(pieces) == 1 and not self._peculiarities.forgets_etag_of_whole
         slots = asyncio.Semaphore(COPIES_AT_ONCE)
 
         async def one(number: int, start: int, length: int) -> Part:
-            limits = {} if whole and len(pieces) == 1 else {"CopySourceRange": f"bytes={start}-{start + length - 1}"}
+            limits = {} if is_whole else {"CopySourceRange": f"bytes={start}-{start + length - 1}"}
             async with slots:
                 answer = await self._ask_for_copy(
                     "upload_part_copy", source, destination, found, UploadId=upload_id, PartNumber=number, **limits
@@ -359,6 +363,7 @@ class Bucket:
 
         Raises `ContentChanged` if they are not these any more.
         """
+        await self._check_open(path, upload_id)
         listed = [{"PartNumber": part.number, "ETag": _quoted(part.etag)} for part in parts]
         answer = await self._ask(
             self._writes,
@@ -374,6 +379,14 @@ class Bucket:
         """Drops an upload and its parts; no error if it is gone."""
         with contextlib.suppress(ContentChanged, PathNotFound):
             await self._ask(self._writes, "abort_multipart_upload", path, Key=self.key(path), UploadId=upload_id)
+
+    async def _check_open(self, path: str, upload_id: str) -> None:
+        """Raises `UploadGone` if an upload is not open any more, where the request to come would not say so."""
+        if not self._peculiarities.keeps_completed:
+            return
+        opened = await self.list_uploads(path, self.key(path))
+        if upload_id not in [upload.upload_id for upload in opened]:
+            raise UploadGone(path, f"{self.description} has no such open multipart upload any more")
 
     async def _abort_others(self, path: str, upload_id: str) -> None:
         for upload in await self.list_uploads(path, self.key(path)):
@@ -417,7 +430,7 @@ class Bucket:
 
     def _checksum(self, content: bytes | memoryview) -> dict[str, str]:
         """What has a store notice that content arrives as something else, if it looks neither at TLS nor signatures."""
-        if not self._wants_checksums or not self._endpoint.startswith("http://"):
+        if not self._peculiarities.wants_checksums or not self._endpoint.startswith("http://"):
             return {}
         return {"ChecksumCRC32": base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
 
@@ -432,14 +445,13 @@ class Bucket:
 
     async def _request(self, operation: str, path: str, *, length: int = 0, **parameters: Any) -> Any:
         deadline = self._deadline
-        if operation in {"complete_multipart_upload", "copy_object", "upload_part_copy"}:
+        if operation in {"complete_multipart_upload", "copy_object", "delete_objects", "upload_part_copy"}:
             deadline = _PATIENT_DEADLINE
         try:
             async with asyncio.timeout(deadline + length / _SLOWEST_LINE):
                 client = await self._open()
                 answer = await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
-                server = answer["ResponseMetadata"]["HTTPHeaders"].get("server", "")
-                self._wants_checksums = server.startswith(_SEAWEEDFS)
+                self._peculiarities = peculiarities(answer["ResponseMetadata"]["HTTPHeaders"])
                 return answer
         except DriverError:
             raise
@@ -503,6 +515,7 @@ class Bucket:
                 raise UnknownSource(f"s3://{options.bucket}", reason) from error
             raise s3_error(error, "/", store=self.description) from error
         self._endpoint = client.meta.endpoint_url
+        client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
         for operation in _PATIENT_OPERATIONS:
             client.meta.events.register(f"before-call.s3.{operation}", _be_patient)
         return client
@@ -547,6 +560,12 @@ def _pieces(size: int, length: int) -> list[tuple[int, int]]:
     count = max(1, size // length)
     length = -(-size // count)
     return [(start, min(length, size - start)) for start in range(0, size, length)]
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    """Some stores (Swift, old ones of all kinds) insist on this sum, which the SDK replaces with another one."""
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
 
 
 def _be_patient(context: dict[str, Any], **_: Any) -> None:

@@ -125,9 +125,9 @@ async def find_upload(
     return replace(best, found=found)
 
 
-async def known_upload(bucket: Bucket, path: str, upload_id: str) -> StoredUpload:
+async def known_upload(bucket: Bucket, path: str, upload_id: str, *, is_listed: bool = False) -> StoredUpload:
     """An open upload whose id is known. Raises `ContentChanged` if it is not open any more."""
-    return _split(upload_id, await bucket.list_parts(path, upload_id))
+    return _split(upload_id, await bucket.list_parts(path, upload_id, is_listed=is_listed))
 
 
 async def _opened_at(bucket: Bucket, path: str, opened: Sequence[OpenUpload] | None) -> Sequence[OpenUpload]:
@@ -146,7 +146,7 @@ async def _fullest(bucket: Bucket, path: str, uploads: Sequence[OpenUpload]) -> 
     states = [_split(None, [])]
     for upload in uploads:
         with suppress(ContentChanged):
-            state = await known_upload(bucket, path, upload.upload_id)
+            state = await known_upload(bucket, path, upload.upload_id, is_listed=True)
             states.append(replace(state, began_at=upload.began_at))
     return max(states, key=lambda state: (state.size, state.upload_id is not None))
 

@@ -15,10 +15,11 @@ import trio
 from harness.object_stores import S3Server, Stored, gateway
 from harness.s3_proxy import S3Proxy
 from harness.seaweedfs import seaweedfs
+from harness.swift import swift
 
 from layerfs.driver.s3 import S3Driver
 
-SERVERS = {"ceph": gateway, "seaweedfs": seaweedfs}
+SERVERS = {"ceph": gateway, "seaweedfs": seaweedfs, "swift": swift}
 
 
 @pytest.fixture(

@@ -109,7 +109,7 @@ async def test_an_error_in_a_successful_answer(
     fault = proxy.fail("error_in_200", operation, code="InternalError")
     driver = drivers(endpoint_url=proxy.url)
     await push(driver, content)
-    assert fault.met == 2
+    assert fault.met >= 2
     assert await content_of(driver, digest_of(content)) == content
 
 

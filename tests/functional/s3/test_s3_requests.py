@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from harness.object_stores import at_once
+from harness.object_stores import S3Server, at_once
 from harness.s3_proxy import S3Proxy
+from harness.swift import Swift
 
 from layerfs.digest import Digest
 from layerfs.driver.s3 import S3Driver
@@ -106,8 +107,14 @@ async def test_a_blob_is_never_looked_for_among_uploads(proxied: S3Driver, proxy
 # --- an upload -------------------------------------------------------------------------------------------------------
 
 
-async def test_finishing_an_upload(proxied: S3Driver, proxy: S3Proxy, stored, payload: Payload) -> None:
-    """At most eight requests, and none of its bytes, which the store copies itself."""
+async def test_finishing_an_upload(
+    proxied: S3Driver, proxy: S3Proxy, stored, payload: Payload, server: S3Server
+) -> None:
+    """At most eight requests, and none of its bytes, which the store copies itself.
+
+    Swift has to be asked twice whether the upload is still open, and refuses the first copy.
+    """
+    more = 4 if isinstance(server, Swift) else 0
     content = payload(64 * MEBIBYTE)
     layers = (await Registry.open(proxied, create=True)).repository("a").layers
     upload = await layers.upload(file_name="layer.tar")
@@ -117,11 +124,11 @@ async def test_finishing_an_upload(proxied: S3Driver, proxy: S3Proxy, stored, pa
         await upload.write(content[start : start + MEBIBYTE])
     await upload.close_writer()
     assert proxy.counts["UploadPart"] == 4
-    assert len(proxy.seen) <= 6
+    assert len(proxy.seen) - proxy.counts["ListMultipartUploads"] <= 6
     assert proxy.bytes_through < len(content) * 1.01
     proxy.forget()
     await upload.finish(digest_of(content))
-    assert len(proxy.seen) <= 8, proxy.counts
+    assert len(proxy.seen) <= 8 + more, proxy.counts
     assert proxy.bytes_through < 100_000
     hexadecimal = digest_of(content).hex
     blob = f"/docker/registry/v2/blobs/sha256/{hexadecimal[:2]}/{hexadecimal}/data"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness.object_stores import ACCESS_KEY, BUCKET, SECRET_KEY, S3Server
+from harness.object_stores import BUCKET, S3Server
 from harness.s3_proxy import S3Proxy
 
 from layerfs.driver.s3 import S3Driver
@@ -50,8 +50,8 @@ async def works(options: S3Options, *, size: int = 100) -> None:
 
 async def test_the_environment(server: S3Server, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials and endpoint; there the bucket is named in the path, without being told so."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.secret_key)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
     await works(S3Options(BUCKET, prefix))
 
@@ -63,7 +63,7 @@ async def test_the_configuration_files(server: S3Server, prefix: str, tmp_path: 
         f"[services local]\ns3 =\n  endpoint_url = {server.endpoint}\n"
     )
     (tmp_path / "credentials").write_text(
-        f"[work]\naws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\n"
+        f"[work]\naws_access_key_id = {server.access_key}\naws_secret_access_key = {server.secret_key}\n"
     )
     await works(S3Options(BUCKET, prefix, profile="work"))
     driver = S3Driver(S3Options(BUCKET, prefix, profile="play"))
