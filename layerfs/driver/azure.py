@@ -5,7 +5,7 @@ theirs. The bytes of an unfinished upload are an append blob (`azure_upload`); f
 its place, so that no byte comes through this machine again.
 
 Nothing is locked: a block is appended only to the very version that its writer knows, and only the version is copied
-that was verified. Accounts with a hierarchical namespace are not supported: there directories are blobs too.
+that was verified. Accounts with a hierarchical namespace are refused: there directories are blobs too.
 """
 
 from __future__ import annotations

@@ -69,6 +69,9 @@ _DELETED_AT_ONCE: Final = 256
 #: Bytes above which the SDK would make several requests of one; no read here is larger.
 _LARGEST_GET: Final = 256 * MEBIBYTE
 
+#: What Azure notes of a blob that is a directory, in an account with a hierarchical namespace.
+_DIRECTORY_MARK: Final = "hdi_isfolder"
+
 #: How long the store may read the source of a copy on behalf of a user who is logged in.
 _SIGNED_FOR: Final = timedelta(hours=1)
 
@@ -99,6 +102,7 @@ class Container(Objects):
         self._client: ContainerClient | None = None
         self._endpoint = options.endpoint_url or ""
         self._is_logged_in = False
+        self._knows_account = False
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
         self._writes = asyncio.Semaphore(WRITE_REQUESTS)
@@ -115,10 +119,42 @@ class Container(Objects):
     # --- blobs ---------------------------------------------------------------------------------------------------
 
     async def head(self, path: str) -> AzureBlob:
-        found = await self._properties(path)
+        try:
+            found = await self._properties(path)
+        except PathNotFound:
+            await self._check_account()
+            raise
+        if (found.metadata or {}).get(_DIRECTORY_MARK) == "true":
+            raise self._hierarchical()
         if not _is_whole(found):
             raise PathNotFound(path)
         return _blob(found)
+
+    async def _check_account(self) -> None:
+        """Raises `UnknownSource` if directories are blobs there. Asked once: until there is one nothing else tells."""
+        if self._knows_account:
+            return
+
+        async def ask(client: ContainerClient) -> bool:
+            answer: dict[str, Any] = await client.get_account_information()
+            return bool(answer.get("is_hns_enabled"))
+
+        self._knows_account = True
+        try:
+            is_hierarchical = await self._ask(self._metadata, "/", ask)
+        except DriverError:
+            # Who is logged in, or has a token for the container alone, may not ask.
+            return
+        if is_hierarchical:
+            self._knows_account = False
+            raise self._hierarchical()
+
+    def _hierarchical(self) -> UnknownSource:
+        return UnknownSource(
+            f"az://{self.options.container}",
+            f"the account at {self._endpoint} has a hierarchical namespace (Data Lake Storage), in which directories "
+            "are blobs: layerfs needs an account without one",
+        )
 
     async def get(self, path: str, *, limit: int) -> bytes:
         async def read(client: ContainerClient) -> tuple[BlobProperties, int, bytes]:

@@ -130,6 +130,8 @@ class AzureRelay(Relay):
         #: By the end of a key, how many more times a copy to it is to look as if it were not done; and what it is then.
         self.pending: dict[str, int] = {}
         self.copy_status = "pending"
+        #: Whether the account says that it has a hierarchical namespace, which Azurite has not.
+        self.is_hierarchical = False
         super().__init__(upstream_port, certificate=certificate)
         if certificate is not None:
             self.upstream_tls = ssl.create_default_context(cafile=certificate[0])
@@ -142,9 +144,12 @@ class AzureRelay(Relay):
         super().heal()
         self.pending.clear()
         self.copy_status = "pending"
+        self.is_hierarchical = False
 
     def serve(self, call: Call) -> Answer:
         status, headers, content = super().serve(call)
+        if call.operation == "account":
+            headers["x-ms-is-hns-enabled"] = "true" if self.is_hierarchical else "false"
         for end, times in self.pending.items():
             if "x-ms-copy-status" in headers and call.key.endswith(end) and times:
                 self.pending[end] -= 1
@@ -156,7 +161,9 @@ class AzureRelay(Relay):
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         call.key = unquote(parts.path).removeprefix(f"/{ACCOUNT}/{CONTAINER}").lstrip("/")
         kinds = {"appendblock": "append", "list": "list", "batch": "batch"}
-        if query.get("comp") in kinds:
+        if query.get("restype") == "account":
+            call.operation = "account"
+        elif query.get("comp") in kinds:
             call.operation = kinds[query["comp"]]
         elif call.method == "PUT" and "x-ms-copy-source" in call.headers:
             call.operation = "copy"

@@ -17,7 +17,7 @@ from layerfs.driver.azure_container import AzureBlob, Container
 from layerfs.driver.azure_upload import AzureUpload, block_size
 from layerfs.driver.bridge import AsyncioBridge
 from layerfs.driver.sources import open_driver
-from layerfs.errors import ContentTooLarge, DriverError, UnsupportedByDriver
+from layerfs.errors import ContentTooLarge, DriverError, PathNotFound, UnknownSource, UnsupportedByDriver
 from layerfs.registry import Registry
 
 Result = TypeVar("Result")
@@ -200,3 +200,35 @@ async def on_asyncio(function: Callable[[], Awaitable[Result]]) -> Result:
         return await bridge.call(function)
     finally:
         await bridge.close()
+
+
+HIERARCHICAL = "hierarchical namespace"
+
+
+async def test_an_account_with_a_hierarchical_namespace_is_refused(azure) -> None:
+    """Such an account shows a directory as a blob with this mark; what is refused is said, and the account named."""
+    azure.client.upload_blob(f"{azure.prefix}/docker/registry/v2", b"", metadata={"hdi_isfolder": "true"})
+    azure.client.upload_blob(f"{azure.prefix}/docker/registry/v2/repositories/a/_layers/x/link", b"")
+    with pytest.raises(UnknownSource, match=HIERARCHICAL) as refused:
+        await Registry.open(azure.driver())
+    assert ACCOUNT in str(refused.value)
+    assert "Data Lake" in str(refused.value)
+
+
+async def test_an_empty_account_with_a_hierarchical_namespace_is_refused(azure) -> None:
+    """There is no directory yet that could tell, but the account is asked before anything is begun in it."""
+    azure.relay.is_hierarchical = True
+    with pytest.raises(UnknownSource, match=HIERARCHICAL):
+        await Registry.open(azure.driver(), create=True)
+    assert azure.paths() == []
+
+
+async def test_what_an_account_is_need_not_be_told(azure) -> None:
+    """Only keys and some tokens may ask; whoever may not is served all the same, and it is asked once."""
+    azure.relay.fail("refuse", "account", times=1000, status=403, code="AuthorizationPermissionMismatch")
+    driver = azure.driver()
+    await Registry.open(driver, create=True)
+    for number in range(3):
+        with pytest.raises(PathNotFound):
+            await driver.stat(f"/missing/{number}")
+    assert azure.relay.counts["account"] == 1
