@@ -10,6 +10,7 @@ import pytest
 from harness.commands import append, run
 from harness.repository import MountedRepository
 from harness.storage import Storage, digest_of, files
+from harness.stores import Store
 
 ALLOWED = [
     "layer.tar.gz",
@@ -184,11 +185,14 @@ def test_stored_names_that_are_lenient(repository: MountedRepository, payload) -
         assert (repository.path / name / "_layers" / digest).read_bytes() == data
 
 
-def test_stored_names_that_no_registry_writes(mounts, storage: Storage, payload) -> None:
+def test_stored_names_that_no_registry_writes(mounts, storage: Storage, store: Store, payload) -> None:
     """A directory in storage with a hostile name is not listed, and hides nothing else."""
     digest = storage.put_layer("good", payload(10))
-    for name in ("a\nb", "\x1b[2J", ".hidden", "-dash", "_under", "a b", "a:b"):
+    for name in ("a\nb", ".hidden", "-dash", "_under", "a b", "a:b"):
         storage.make_repository(name)
+    if store.name != "azure":
+        # Azurite cannot list what XML cannot hold: it answers 500.
+        storage.make_repository("\x1b[2J")
     if storage.is_local:
         # A key is UTF-8.
         os.makedirs(os.fsencode(storage.v2 / "repositories") + b"/\xff\xfe/_layers")
