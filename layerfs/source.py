@@ -237,7 +237,9 @@ async def _storage_around(source: str) -> str | None:
 async def _open(source: Storage, *, create: bool) -> StorageDriver:
     driver = open_driver(source, create=create)
     try:
-        await Registry.open(driver, create=create)
+        registry = await Registry.open(driver, create=create)
+        if create:
+            await registry.begin()
     except BaseException:
         await _close(driver)
         raise

@@ -19,6 +19,10 @@ ROOT: Final = "/docker/registry/v2"
 REPOSITORIES: Final = f"{ROOT}/repositories"
 BLOBS: Final = f"{ROOT}/blobs"
 
+#: Says, in a storage without directories, that a registry was begun there, before there is anything else. It can be
+#: no repository's name, and registries pass over it.
+BEGUN: Final = f"{REPOSITORIES}/.layerfs"
+
 #: The directories of which any one makes its parent a repository: 2.x looks for the first, 3.x for the second.
 LAYERS: Final = "_layers"
 MANIFESTS: Final = "_manifests"

@@ -41,7 +41,7 @@ from layerfs.registry.content_cache import ContentCache
 from layerfs.registry.layers import LayerService
 from layerfs.registry.manifests import ManifestService
 from layerfs.registry.media_types import MediaTypes
-from layerfs.registry.paths import BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
+from layerfs.registry.paths import BEGUN, BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.revisions import Revisions
 from layerfs.registry.tags import TagService
@@ -118,6 +118,11 @@ class Registry:
             await driver.make_directory(REPOSITORIES)
             await driver.make_directory(BLOBS)
         return cls(driver, trust_hash_states=trust_hash_states, urls=urls)
+
+    async def begin(self) -> None:
+        """Leaves something by which whoever opens the registry next finds it, though it is empty."""
+        if not self.driver.capabilities.directories:
+            await self.driver.put_content(BEGUN, b"")
 
     def repository(self, name: str) -> Repository:
         """Raises `InvalidRepositoryName` only for what no registry stores; creating is stricter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.commands import append, get_xattr, run, shell, wait_until
-from harness.mount import Mount
+from harness.mount import COMMAND, Mount
 from harness.object_stores import BUCKET, Stored, gateway
 from harness.registry import SIGNING_KEY, ConfiguredRegistry, DockerRegistry
 from harness.storage import digest_of, digest_of_file
@@ -264,3 +265,26 @@ def test_an_image_through_the_tree(mounted: Mounted, registry: DockerRegistry, p
     assert os.readlink(mounted.path / "_tags" / "latest") == f"../_manifests/{digest_of(manifest)}"
     assert (mounted.path / "_tags" / "v1").read_bytes() == manifest
     registry.garbage_collect()
+
+
+def test_an_empty_registry_that_was_begun_by_a_mount(
+    tmp_path: Path, mounts: Callable[..., Mount], payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registry takes what marks it for nothing: it lists, serves and collects garbage as ever."""
+    prefix = f"tests/{uuid.uuid4()}"
+    for name, value in gateway().environment.items():
+        monkeypatch.setenv(name, value)
+    source = f"s3://{BUCKET}/{prefix}?endpoint_url={gateway().endpoint}"
+    mounts(source, "--create").stop()
+    assert Stored(gateway(), prefix).paths() == ["/docker/registry/v2/repositories/.layerfs"]
+    config = tmp_path / "config.yml"
+    config.write_text(gateway().registry_config(prefix, signing_key=SIGNING_KEY))
+    data = payload(1000)
+    with ConfiguredRegistry(config, tmp_path) as registry:
+        assert json.loads(registry.request("GET", "/v2/_catalog").body) == {"repositories": []}
+        digest = registry.push(NAME, data)
+        assert json.loads(registry.request("GET", "/v2/_catalog").body) == {"repositories": [NAME]}
+        assert registry.serves(NAME, digest, data)
+        assert "marking blob" not in registry.garbage_collect()
+    assert (mounts(source).path / NAME / "_layers" / digest).read_bytes() == data
+    assert run(COMMAND, "check", source).returncode == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness.commands import append, run, wait_until
-from harness.mount import Mount
+from harness.mount import COMMAND, Mount
 from harness.object_stores import BUCKET, SECRET_KEY, S3Server
 from harness.s3_proxy import S3Proxy
 from harness.storage import digest_of
@@ -54,6 +54,27 @@ def test_directories_that_nothing_is_stored_in(mounted: Mount) -> None:
     ]
     os.rmdir(mounted.path / "one" / "two" / "three")
     assert os.listdir(mounted.path) == []
+
+
+def test_a_bucket_with_nothing_in_it(
+    server: S3Server, prefix: str, mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is no registry until one is begun there; then it is one, also for whoever does not begin it."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    source = f"s3://{BUCKET}/{prefix}?endpoint_url={server.endpoint}"
+    (tmp_path / "mnt").mkdir()
+    refused = run(COMMAND, "mount", source, tmp_path / "mnt", check=False)
+    assert refused.returncode != 0
+    assert f"s3://{BUCKET}/{prefix}" in refused.stderr
+    assert "use --create to begin an empty registry" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    mounts(source, "--create").stop()
+    mounted = mounts(source)
+    assert os.listdir(mounted.path) == []
+    (mounted.path / "a").mkdir()
+    append(mounted.path / "a" / "_uploads" / "layer", b"content")
+    assert os.listdir(mounts(source).path) == ["a"]
 
 
 def test_no_secret_is_shown(mounted: Mount, server: S3Server) -> None:
