@@ -49,6 +49,18 @@ def help_of(name: str) -> str:
     return CliRunner().invoke(cli.layerfs, [name, "--help"], prog_name="layerfs").output
 
 
+def test_the_readme_has_everything() -> None:
+    """Every command is in its list, every option of `mount` in its table, and nothing is there that does not exist."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert sorted(set(re.findall(r"^    layerfs ([a-z-]+)", readme, re.MULTILINE))) == COMMANDS
+    table = readme.partition("The options of `mount`:")[2].partition("\n\nEvery option")[0]
+    in_table = {name for cell in re.findall(r"^\|([^|]+)\|", table, re.MULTILINE) for name in re.findall("`(-.*?)`", cell)}
+    options = [option for option in cli.layerfs.commands["mount"].params if isinstance(option, click.Option)]
+    for option in options:
+        assert in_table & {*option.opts, *option.secondary_opts}, option.opts
+    assert in_table <= {name for option in options for name in (*option.opts, *option.secondary_opts)}
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_teaches(name: str) -> None:
     """Each command says in a line what it is for, shows how it is used, and explains every option."""
