@@ -54,7 +54,9 @@ def test_the_readme_has_everything() -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert sorted(set(re.findall(r"^    layerfs ([a-z-]+)", readme, re.MULTILINE))) == COMMANDS
     table = readme.partition("The options of `mount`:")[2].partition("\n\nEvery option")[0]
-    in_table = {name for cell in re.findall(r"^\|([^|]+)\|", table, re.MULTILINE) for name in re.findall("`(-.*?)`", cell)}
+    in_table = {
+        name for cell in re.findall(r"^\|([^|]+)\|", table, re.MULTILINE) for name in re.findall("`(-.*?)`", cell)
+    }
     options = [option for option in cli.layerfs.commands["mount"].params if isinstance(option, click.Option)]
     for option in options:
         assert in_table & {*option.opts, *option.secondary_opts}, option.opts
