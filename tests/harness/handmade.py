@@ -39,6 +39,16 @@ MANIFEST = json.dumps(
 ).encode()
 
 
+async def put_data(driver: StorageDriver, path: str, content: bytes) -> None:
+    """The bytes of an unfinished upload, which on an object store are not kept like other files."""
+    writer = await driver.writer(path, append=False)
+    try:
+        await writer.write([content])
+        await writer.flush()
+    finally:
+        await writer.close()
+
+
 class Tree:
     """Registry storage, written as a registry would write it or worse."""
 
@@ -87,7 +97,7 @@ class Tree:
         if started_at is not None:
             await self.put(f"{directory}/startedat", started_at)
         if data is not None:
-            await self.put(f"{directory}/data", data)
+            await put_data(self.driver, f"{directory}/data", data)
         for number, state in files.items():
             await self.put(f"{directory}/hashstates/sha256/{number[1:]}", state)
         return directory

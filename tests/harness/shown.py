@@ -13,14 +13,15 @@ import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import trio
 
 from harness.mount import Mount
-from harness.storage import digest_of
+from harness.storage import digest_of, holds
+from harness.stored_path import StoredPath
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import LayerfsError, PathNotFound
 from layerfs.fuse.errnos import errno_of
@@ -136,6 +137,13 @@ class Shown(ABC):
 
     # --- the storage ---------------------------------------------------------------------------------------------
 
+    #: Whether an upload can be written anywhere, and cut.
+    has_random_writes: bool
+
+    def changing_what_is_there(self) -> AbstractContextManager[None]:
+        """The body overwrites or cuts an upload: it must fail with EINVAL where storage can only append."""
+        return nullcontext() if self.has_random_writes else self.refused(errno.EINVAL)
+
     @abstractmethod
     async def put(self, path: str, content: bytes) -> None: ...
 
@@ -144,6 +152,10 @@ class Shown(ABC):
 
     @abstractmethod
     async def delete(self, path: str) -> None: ...
+
+    async def holds(self, path: str, content: bytes) -> bool:
+        """Whether a file, or an unfinished upload, is exactly this."""
+        return await self.get(path) == content
 
     async def put_layer(self, content: bytes, repository: str = "") -> str:
         """A layer in storage, by the registry's layout; gives its path in the tree."""
@@ -206,6 +218,11 @@ class Shown(ABC):
         assert await self.get(link(self.repository, digest)) == digest.encode()
 
 
+def repository_path(repository: str) -> str:
+    """The path of a repository in storage."""
+    return f"{_V2}/repositories/{repository}"
+
+
 def blob(digest: str) -> str:
     """The path of a blob in storage."""
     algorithm, _, encoded = digest.partition(":")
@@ -259,6 +276,7 @@ class InProcess(Shown):
     def __init__(self, tree: Tree, driver: StorageDriver, repository: str) -> None:
         self.tree = tree
         self.repository = repository
+        self.has_random_writes = driver.capabilities.random_writes
         self._driver = driver
         self._told: Counter[Ino] = Counter()
 
@@ -471,11 +489,12 @@ def _status(ino: Ino, attributes: Attributes) -> Status:
 
 
 class Mounted(Shown):
-    """The same through the kernel, every call in a thread. `storage` is the directory that is mounted."""
+    """The same through the kernel, every call in a thread. `storage` is what is mounted."""
 
-    def __init__(self, mount: Mount, storage: Path, repository: str) -> None:
+    def __init__(self, mount: Mount, storage: Path | StoredPath, repository: str) -> None:
         self.mount = mount
         self.repository = repository
+        self.has_random_writes = isinstance(storage, Path)
         self._storage = storage
 
     async def list(self, path: str) -> list[str]:
@@ -534,6 +553,9 @@ class Mounted(Shown):
 
     async def delete(self, path: str) -> None:
         (self._storage / path[1:]).unlink()
+
+    async def holds(self, path: str, content: bytes) -> bool:
+        return holds(self._storage / path[1:], content)
 
     def _path(self, path: str) -> str:
         return f"{self.mount.path}/{path}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from harness.faulty_driver import Fault, FaultyDriver, InjectedFailure
+from harness.handmade import put_data
 from harness.invariants import blob_path, check_storage, link_path, upload_path
 from harness.sha256 import hash_state
 from harness.walk import files_in
@@ -33,7 +34,7 @@ def digest_of(content: bytes, algorithm: str = "sha256") -> Digest:
 async def put_upload(driver: StorageDriver, content: bytes, states: dict[str, bytes] | None = None) -> None:
     """An upload as a registry leaves it."""
     await driver.put_content(upload_path(NAME, UUID, "startedat"), b"2026-11-23T00:06:39Z")
-    await driver.put_content(upload_path(NAME, UUID, "data"), content)
+    await put_data(driver, upload_path(NAME, UUID, "data"), content)
     for count, state in (states or {}).items():
         await driver.put_content(upload_path(NAME, UUID, f"hashstates/sha256/{count}"), state)
 

@@ -44,7 +44,7 @@ def cut_power(path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("stored", [5000, 5700])
-@pytest.mark.parametrize("end", [6000, 2 * BLOCK])
+@pytest.mark.parametrize("end", [6000, 2 * BLOCK, 3_000_000])
 async def test_zeros_after_what_was_acknowledged(
     layers: LayerService,
     data_of: Callable[[LayerUpload], Path],
@@ -87,24 +87,60 @@ async def test_zeros_that_were_acknowledged(layers: LayerService, data_of: Calla
     assert (await layers.stat_upload(upload.uuid)).size == 2 * BLOCK
 
 
+async def test_zeros_that_were_acknowledged_without_a_state(
+    layers: LayerService, data_of: Callable[[LayerUpload], Path]
+) -> None:
+    """Count too: there is no state after writing here and there."""
+    content = (b"x" * 5000).ljust(2 * BLOCK, b"\0")
+    async with await layers.upload() as upload:
+        await upload.write_at(5000, bytes(len(content) - 5000))
+        await upload.write_at(0, content[:5000])
+    assert not list(data_of(upload).parent.glob("hashstates/*/*"))
+    cut_power(data_of(upload), content + bytes(1000))
+    assert (await layers.stat_upload(upload.uuid)).size == 2 * BLOCK
+
+
 async def test_other_bytes_count(layers: LayerService, data_of: Callable[[LayerUpload], Path]) -> None:
-    """Whatever was acknowledged: others may have written them, and zeros before the last block too."""
+    """Whatever was acknowledged: others may have written them, and the zeros before them."""
     upload = await acknowledged(layers, b"x" * 100)
     found = b"x" * 100 + bytes(BLOCK * 2) + b"y" * 100
     cut_power(data_of(upload), found)
     assert (await layers.stat_upload(upload.uuid)).size == len(found)
-    cut_power(data_of(upload), b"x" * 100 + bytes(BLOCK * 2))
-    assert (await layers.stat_upload(upload.uuid)).size == 2 * BLOCK
 
 
-async def test_uploads_without_states_count_as_they_are(
+async def test_a_large_hole_at_the_end_counts(layers: LayerService, data_of: Callable[[LayerUpload], Path]) -> None:
+    """No power cut has made that."""
+    upload = await acknowledged(layers, b"x" * 100)
+    cut_power(data_of(upload), b"x" * 100)
+    times = data_of(upload).stat()
+    os.truncate(data_of(upload), 1 << 30)
+    os.utime(data_of(upload), ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (await layers.stat_upload(upload.uuid)).size == 1 << 30
+
+
+async def test_an_upload_of_which_nothing_was_acknowledged(
     layers: LayerService, data_of: Callable[[LayerUpload], Path]
 ) -> None:
-    """Nobody knows what was acknowledged of them."""
+    """Is empty if all of it is zeros."""
     upload = await layers.upload()
     await upload.close()
-    cut_power(data_of(upload), b"x".ljust(BLOCK, b"\0"))
-    assert (await layers.stat_upload(upload.uuid)).size == BLOCK
+    cut_power(data_of(upload), bytes(300_000))
+    assert (await layers.stat_upload(upload.uuid)).size == 0
+    async with await layers.resume(upload.uuid) as again:
+        await again.write(b"content")
+        await again.finish(Digest.of(b"content"))
+
+
+@pytest.mark.parametrize("number", [b"", b"-1", b"9" * 30, b"x", b"9000"])
+async def test_what_is_noted_and_means_nothing(
+    layers: LayerService, data_of: Callable[[LayerUpload], Path], number: bytes
+) -> None:
+    """Does not count: no number, or of more bytes than there are."""
+    upload = await layers.upload()
+    await upload.close()
+    data_of(upload).with_name("layerfs-durable").write_bytes(number)
+    cut_power(data_of(upload), b"x" * 5000 + bytes(1000))
+    assert (await layers.stat_upload(upload.uuid)).size == 5000
 
 
 async def test_zeros_that_were_written_since_the_machine_started(

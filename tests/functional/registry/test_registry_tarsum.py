@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 from harness.faulty_driver import Fault, FaultyDriver, InjectedFailure
+from harness.handmade import put_data
 from harness.invariants import V2, blob_path, check_storage, link_path, upload_path
 from harness.tarsums import LABELS, WRONG, archive, tarsum_of
 from harness.walk import files_in
@@ -43,7 +44,7 @@ def tarsum(name: str = "types.tar", label: str = "tarsum.v1") -> LayerName:
 async def put_upload(driver: StorageDriver, content: bytes) -> None:
     """An upload as a registry leaves it."""
     await driver.put_content(upload_path(NAME, UUID, "startedat"), b"2026-11-23T00:06:39Z")
-    await driver.put_content(upload_path(NAME, UUID, "data"), content)
+    await put_data(driver, upload_path(NAME, UUID, "data"), content)
 
 
 async def put_layer(driver: StorageDriver, content: bytes, *aliases: str, name: str = NAME) -> Digest:

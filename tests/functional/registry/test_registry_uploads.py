@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 from harness.faulty_driver import FaultyDriver
+from harness.handmade import put_data
 from harness.invariants import upload_path
 from harness.sha256 import hash_state
 from harness.walk import files_in
@@ -54,7 +55,7 @@ async def put_upload(
     if started_at is not None:
         await driver.put_content(path_of(upload_id, "startedat"), started_at)
     if content is not None:
-        await driver.put_content(path_of(upload_id, "data"), content)
+        await put_data(driver, path_of(upload_id, "data"), content)
     for count, state in (states or {}).items():
         await driver.put_content(path_of(upload_id, f"hashstates/sha256/{count}"), state)
 
@@ -546,10 +547,7 @@ async def test_a_foreign_change_of_the_same_size(layers: LayerService, driver: S
     upload = await layers.upload(file_name=UUID)
     await upload.write(b"content")
     await upload.close_writer()
-    writer = await driver.writer(path_of(UUID, "data"), append=False)
-    await writer.write([b"Content"])
-    await writer.flush()
-    await writer.close()
+    await put_data(driver, path_of(UUID, "data"), b"Content")
     with pytest.raises(Exception, match="does not match"):
         await upload.finish(Digest.of(b"content"))
     await upload.finish(Digest.of(b"Content"))

@@ -17,9 +17,10 @@ from harness.faulty_driver import Disk, Fault, FaultyDriver, InjectedFailure
 from harness.shown import File, InProcess, blob, opened
 from harness.storage import digest_of
 
+from layerfs.driver.interface import FileReader
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, PathNotFound, ShortRead
 from layerfs.fuse.errnos import errno_of
 from layerfs.registry import Registry
 from layerfs.view.tree import ROOT_INO, Tree, TreeOptions
@@ -225,6 +226,59 @@ async def test_reading_while_it_is_finished(shown: InProcess, driver: FaultyDriv
             gate.open()
         await read()
     assert contents == [CONTENT, CONTENT]
+
+
+class RemovedIsGone(MemoryDriver):
+    """As on object stores: who has a file open that is removed cannot read on."""
+
+    async def open(self, path: str) -> FileReader:
+        return _Reader(self, path, await super().open(path))
+
+
+class _Reader(FileReader):
+    def __init__(self, driver: RemovedIsGone, path: str, reader: FileReader) -> None:
+        self._driver, self._path, self._reader = driver, path, reader
+        self.size = reader.size
+
+    def read_nowait(self, offset: int, length: int) -> None:
+        """Nothing is there without asking."""
+
+    async def read(self, offset: int, length: int) -> bytes:
+        try:
+            await self._driver.stat(self._path)
+        except PathNotFound as error:
+            raise ShortRead(self._path, "it was removed while it was open") from error
+        return await self._reader.read(offset, length)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@pytest.mark.parametrize("call", ["seal", "publish", "put_content", "delete"])
+async def test_reading_while_it_is_finished_where_removed_is_gone(nursery: trio.Nursery, call: str) -> None:
+    """An open descriptor of the upload goes on with the layer, also if it comes when the upload has just gone."""
+    driver = FaultyDriver(Disk(RemovedIsGone()))
+    registry = await Registry.open(driver, create=True)
+    await registry.create_repository("a")
+    shown = InProcess(Tree(registry, TreeOptions(), nursery), driver, "a")
+    await shown.write(shown.upload("x"), CONTENT)
+    contents = []
+
+    async def read() -> None:
+        contents.append(await file.read(0, len(CONTENT)))
+
+    async with opened(await shown.open(shown.upload("x"), os.O_RDONLY)) as file:
+        await read()
+        gate = Gate(driver, call)
+        async with trio.open_nursery() as both:
+            both.start_soon(shown.rename, shown.upload("x"), shown.layer(DIGEST))
+            await gate.arrived.wait()
+            both.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.open()
+        await read()
+    assert contents == [CONTENT] * 3
+    await shown.assert_is_layer(CONTENT)
 
 
 async def test_closing_while_it_is_finished(shown: InProcess, driver: FaultyDriver) -> None:
