@@ -28,6 +28,7 @@ from layerfs.errors import (
     LayerUploadBusy,
     LayerUploadUnknown,
     ManifestTooLarge,
+    ShortRead,
     UploadLimit,
 )
 from layerfs.layername import LayerName, is_of_nothing
@@ -514,8 +515,20 @@ class UploadHandle(Handle):
         async with self._reading:
             if self._reader is None or self._reader.size < offset + length:
                 await self._renew_reader()
-            source = self._ahead or self._reader
-            return await source.read(offset, length) if source is not None else b""
+            try:
+                return await self._read(offset, length)
+            except ShortRead:
+                # Not every storage goes on giving what was open when it was moved to the blob store.
+                if live.finishing is not None:
+                    await live.finishing.wait()
+                if live.finished is None:
+                    raise
+                await self._renew_reader()
+                return await self._read(offset, length)
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        source = self._ahead or self._reader
+        return await source.read(offset, length) if source is not None else b""
 
     async def write(self, offset: int, content: bytes) -> int:
         live = self._check_writer()

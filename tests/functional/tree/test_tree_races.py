@@ -274,8 +274,10 @@ async def test_reading_while_it_is_finished_where_removed_is_gone(nursery: trio.
             both.start_soon(shown.rename, shown.upload("x"), shown.layer(DIGEST))
             await gate.arrived.wait()
             both.start_soon(read)
-            await trio.testing.wait_all_tasks_blocked()
-            gate.open()
+            try:
+                await trio.testing.wait_all_tasks_blocked()
+            finally:
+                gate.open()
         await read()
     assert contents == [CONTENT] * 3
     await shown.assert_is_layer(CONTENT)
