@@ -3,7 +3,8 @@
  *     delay PORT SERVER_PORT MILLISECONDS
  *
  * Both ports are of 127.0.0.1. "GET /-/counts" on PORT answers what went through since the last time, and begins anew:
- * requests by kind (list: a GET with a query of "list-type" or "delimiter"), connections, and bytes of answers.
+ * requests by kind (list: a GET with a query of "list-type" or "delimiter"), connections, bytes of answers, and bytes of
+ * what was sent with requests.
  *
  * Answers are not looked at, but spliced, so that this costs as little as can be. Requests must not be pipelined, which
  * no client of S3 does, and their bodies must have a Content-Length.
@@ -29,7 +30,7 @@ enum { HEAD_SIZE = 64 << 10, PIPE_SIZE = 1 << 20 };
 
 static int server_port;
 static struct timespec latency;
-static atomic_long gets, heads, lists, others, connections, bytes;
+static atomic_long gets, heads, lists, others, connections, bytes, sent;
 
 struct connection {
     int client, server;
@@ -69,9 +70,10 @@ static int answer_counts(int client)
 {
     char body[256], answer[512];
     int size = snprintf(body, sizeof body,
-                        "{\"get\": %ld, \"head\": %ld, \"list\": %ld, \"other\": %ld, \"connections\": %ld, \"bytes\": %ld}\n",
+                        "{\"get\": %ld, \"head\": %ld, \"list\": %ld, \"other\": %ld, \"connections\": %ld, \"bytes\": %ld, \"sent\": %ld}\n",
                         atomic_exchange(&gets, 0), atomic_exchange(&heads, 0), atomic_exchange(&lists, 0),
-                        atomic_exchange(&others, 0), atomic_exchange(&connections, 0), atomic_exchange(&bytes, 0));
+                        atomic_exchange(&others, 0), atomic_exchange(&connections, 0), atomic_exchange(&bytes, 0),
+                        atomic_exchange(&sent, 0));
     int length = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, body);
     return write_all(client, answer, length);
 }
@@ -158,6 +160,7 @@ static void *requests(void *argument)
         nanosleep(&latency, NULL);
         char *field = strcasestr(head, "\r\ncontent-length:");
         long left = field && field < body ? atol(field + 17) : 0;
+        sent += left;
         long behind = have - (body - head), own = behind < left ? behind : left;
         if (write_all(connection.server, head, body - head + own))
             break;

@@ -1,4 +1,4 @@
-"""Reading a registry on S3 that is 40 ms away, beside others that mount a bucket: `rclone mount` and s3fs.
+"""Reading and writing a registry on S3 that is 40 ms away, beside others that mount a bucket: `rclone mount` and s3fs.
 
 The store is a real Ceph gateway with all its data in memory. `delay.c` stands before it: every request waits, and is
 counted. The store, the way to it and all mounts share this machine, so that with few cores it is they who are measured.
@@ -63,7 +63,9 @@ class Counted:
     list: int
     other: int
     connections: int
+    #: Of answers, and of what was sent with requests.
     bytes: int
+    sent: int
 
     @property
     def requests(self) -> int:
@@ -106,6 +108,24 @@ class _Remote:
         """What went through since this was asked for the last time."""
         with urllib.request.urlopen(f"{self.url}/-/counts", timeout=30) as answer:  # noqa: S310 - our own
             return Counted(**json.load(answer))
+
+    def wait_stored(self, key: str, size: int) -> None:
+        """Waits until an object is there: some have it stored after `close`."""
+        deadline = time.monotonic() + 300
+        while size not in [found["Size"] for found in self._listed(key)]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{key} was not stored")
+            time.sleep(0.02)  # polling interval
+
+    def remove(self, *keys: str) -> None:
+        """So that there is room for the next one."""
+        for key in keys:
+            for found in self._listed(key):
+                self.rgw.client.delete_object(Bucket=BUCKET, Key=found["Key"])
+
+    def _listed(self, key: str) -> list[dict]:
+        found: list[dict] = self.rgw.client.list_objects_v2(Bucket=BUCKET, Prefix=f"bench/{key}").get("Contents", [])
+        return found
 
     def _put(self, key: str, content: bytes) -> None:
         self.rgw.client.put_object(Bucket=BUCKET, Key=f"bench/{key}", Body=content)
@@ -170,7 +190,7 @@ class _Served:
 @contextmanager
 def _layerfs(remote: _Remote) -> Iterator[_Served]:
     # A long time to live is for a storage that is far away; what is measured afterwards is measured within it.
-    with Mount(remote.source, remote.place("layerfs"), "--read-only", "--metadata-ttl", "30") as mount:
+    with Mount(remote.source, remote.place("layerfs"), "--metadata-ttl", "30") as mount:
         assert mount.process is not None
         yield _Served(
             mount.path / BIG / "_layers" / remote.big,
@@ -187,12 +207,21 @@ def _beside(root: Path, remote: _Remote, pid: int) -> _Served:
 
 @contextmanager
 def _rclone(remote: _Remote) -> Iterator[_Served]:
-    """With its defaults, but that it takes the store's times: else it asks for each file's own."""
+    """With its defaults, but that it takes the store's times: else it asks for each file's own; and that it may write,
+    which it does from a file, not when everything is closed but some seconds later, if it is not told to do so at once."""
     place = remote.place("rclone")
     own = Path(sys.executable).parent / "rclone"
     program = str(own) if own.exists() else "rclone"
     store = f":s3,provider=Ceph,env_auth,endpoint='{remote.url}':{BUCKET}/bench"
-    options = ["--config", "/dev/null", "--read-only", "--use-server-modtime", "--dir-cache-time", "30s"]
+    options = ["--config", "/dev/null", "--use-server-modtime", "--dir-cache-time", "30s"]
+    options += [
+        "--vfs-cache-mode",
+        "writes",
+        "--vfs-write-back",
+        "0s",
+        "--cache-dir",
+        str(remote.place("rclone-cache")),
+    ]
     # Old ones do not start with a variable that is for others.
     environment = {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"}
     with _daemon([program, "mount", *options, store, str(place)], place, environment) as pid:
@@ -203,7 +232,7 @@ def _rclone(remote: _Remote) -> Iterator[_Served]:
 def _s3fs(remote: _Remote) -> Iterator[_Served]:
     """Told to do as much at a time as it can."""
     place = remote.place("s3fs")
-    options = f"url={remote.url},use_path_request_style,ro,parallel_count=16,multireq_max=64,multipart_size=16"
+    options = f"url={remote.url},use_path_request_style,parallel_count=16,multireq_max=64,multipart_size=16"
     environment = os.environ | {"AWSACCESSKEYID": ACCESS_KEY, "AWSSECRETACCESSKEY": SECRET_KEY}
     command = ["s3fs", f"{BUCKET}:/bench", str(place), "-f", "-o", options]
     with _daemon(command, place, environment) as pid:
@@ -244,7 +273,7 @@ def _turns(number: int) -> list[tuple[str, Callable]]:
 
 def remote_workloads() -> list[Workload]:
     """All of them; the store is started by the first that is measured."""
-    return [_whole_layer(), _random_reads(), _listing(), _finding()]
+    return [_whole_layer(), _random_reads(), _listing(), _finding(), _upload()]
 
 
 def _whole_layer() -> Workload:
@@ -383,3 +412,49 @@ def _finding() -> Workload:
                     row.note("requests for each directory", remote.counted().requests / (_REPOSITORIES + 6))
 
     return Workload("remote-find", [row], one_round, needs=_NEEDS)
+
+
+def _upload() -> Workload:
+    row = Row(
+        f"cp into _uploads + mv to the digest, S3 {LATENCY} ms away",
+        RATE,
+        [
+            Against(RCLONE),
+            Against(S3FS),
+            AtMost("CPU-s/GiB of the daemon", 1.5),
+            AtMost("requests of the mv", 8, digits=0),
+            AtMost("KiB through here in the mv", 64, digits=0),
+            AtMost("s for the mv", 2),
+        ],
+    )
+
+    def one_round(bench: Bench, number: int) -> None:
+        remote, size = _remote(bench.data.size), bench.data.new.stat().st_size
+        for name, way in _turns(number):
+            with way(remote) as served:
+                if name == LAYERFS:
+                    row.add(name, size / MIB / _upload_by_layerfs(bench, remote, served, row))
+                    continue
+                began = time.perf_counter()
+                measure.run("cp", bench.data.new, served.many / "new")
+                remote.wait_stored("flat/new", size)
+                row.add(name, size / MIB / (time.perf_counter() - began))
+            remote.remove("flat/new")
+
+    return Workload("remote-upload", [row], one_round, needs=_NEEDS)
+
+
+def _upload_by_layerfs(bench: Bench, remote: _Remote, served: _Served, row: Row) -> float:
+    """The seconds that it took."""
+    uploads, digest = served.many.parent / "_uploads", bench.data.new_digest
+    used = measure.cpu_seconds(served.pid)
+    copying = measure.seconds("cp", bench.data.new, uploads / "new")
+    remote.counted()
+    moving = measure.seconds("mv", uploads / "new", uploads.parent / "_layers" / digest)
+    counted = remote.counted()
+    row.note("CPU-s/GiB of the daemon", (measure.cpu_seconds(served.pid) - used) * (1 << 30) / remote.size)
+    row.note("requests of the mv", counted.requests)
+    row.note("KiB through here in the mv", (counted.bytes + counted.sent) / 1024)
+    row.note("s for the mv", moving)
+    remote.remove(_blob(digest), _link(MANY, digest))
+    return copying + moving
