@@ -46,7 +46,7 @@ from layerfs.errors import (
 from layerfs.layername import LayerName, Verifier, is_of_nothing
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
 from layerfs.registry.links import read_link, write_link
-from layerfs.registry.lost_tail import size_before_lost_tail
+from layerfs.registry.lost_tail import note_durable, size_before_lost_tail
 from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
 from layerfs.registry.repositories import link_layer, make_repository
 
@@ -404,17 +404,19 @@ class LayerUpload:
 
     async def _store_hash_state(self) -> None:
         size, state = self.size, self._hash.state()
-        if state is None or self._hash.count != size or self._stored_state_count == size:
+        if self._stored_state_count == size:
             return
-        # Before, because it may be there also if storing it is cancelled or fails.
-        self._states_may_exist = True
         try:
+            if state is None or self._hash.count != size:
+                await note_durable(self._driver, self._directory, size)
+                return
+            # Before, because it may be there also if storing it is cancelled or fails.
+            self._states_may_exist = True
             await self._driver.put_content(self._directory.hash_state(size), state)
+            self._stored_state_count = size
         except DriverError as error:
             # The bytes are safe, and a missing state only costs time.
             _log.info("no hash state for upload %s at %d bytes: %s", self.uuid, size, error)
-            return
-        self._stored_state_count = size
 
     async def _open_writer(self) -> FileWriter:
         if self._writer is None:

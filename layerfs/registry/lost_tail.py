@@ -1,12 +1,10 @@
 """What a power cut leaves at the end of an upload: zeros in the place of bytes that were never stored.
 
-A file system can keep the new size of a file and lose the bytes, where these needed no new block: then the rest of the
-last block reads as zeros (ext4 does so; seen by cutting the power). Whoever goes on behind them gets an upload that no
-digest will ever match. So they do not count: where all of this is so, an upload is as long as it is without them.
-
-* It lies on a disk, and was last written before this machine was started.
-* There are hash states, so it is known how much was durable at least: those bytes count in any case.
-* The zeros are at the end, and in the last block.
+A file system can keep the new size of a file and lose the bytes. ext4 does so for the rest of a block, where they
+needed no new one, and for blocks that were on their way to the disk; both read as zeros (seen by cutting the power).
+Whoever goes on behind them gets an upload that no digest will ever match. So an upload is as long as it is without the
+zeros at its end, where these can be such: on a disk, in a file that was last written before this machine was started,
+behind what is known to have been durable. That is the newest hash state, or what `LayerUpload.flush` has noted without.
 
 Nothing is lost where they are genuine, as at the end of an archive. Whoever goes on where the size says writes the same
 zeros again; whoever writes behind them makes them again; and whoever finishes the upload without writing to it has the
@@ -15,15 +13,23 @@ file verified as it is.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Final
 
 from layerfs.driver.interface import FileInfo, StorageDriver
-from layerfs.errors import DriverError
+from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
 from layerfs.registry.paths import UploadDirectory
 
-#: Bytes of a block, as nearly all file systems have them.
-_BLOCK: Final = 4096
+#: Bytes that can be lost at once: more than are on their way to a disk. More zeros are a hole that somebody has made.
+_LARGEST: Final = 64 << 20
+
+#: Bytes read at a time, first and then.
+_FIRST_READ: Final = 4 << 10
+_READ: Final = 1 << 20
+
+#: Bytes of the number that `note_durable` stores.
+_NUMBER_LIMIT: Final = 20
 
 
 async def size_before_lost_tail(driver: StorageDriver, directory: UploadDirectory, data: FileInfo) -> int:
@@ -31,11 +37,16 @@ async def size_before_lost_tail(driver: StorageDriver, directory: UploadDirector
     if not data.size or not driver.capabilities.random_writes or data.modified_at >= _started_at():
         return data.size
     try:
-        durable = await _durable(driver, directory, data.size)
-        return data.size if durable is None else max(durable, await _size_without_zeros(driver, data))
+        return await _size_without_zeros(driver, data, await _durable(driver, directory, data.size))
     except DriverError:
         # What is wrong with it is found by whoever reads or writes it.
         return data.size
+
+
+async def note_durable(driver: StorageDriver, directory: UploadDirectory, size: int) -> None:
+    """Remembers that the first `size` bytes are durable. Nothing needs it where files do not lose bytes like this."""
+    if driver.capabilities.random_writes:
+        await driver.put_content(directory.durable, str(size).encode())
 
 
 def _started_at() -> int:
@@ -43,16 +54,28 @@ def _started_at() -> int:
     return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-async def _durable(driver: StorageDriver, directory: UploadDirectory, size: int) -> int | None:
-    """The bytes that were durable when the newest hash state was stored; None if there is none."""
-    names = [entry.name for entry in await driver.list(f"{directory.hash_states}/sha256")]
-    return max((int(name) for name in names if name.isdecimal() and int(name) <= size), default=None)
+async def _durable(driver: StorageDriver, directory: UploadDirectory, size: int) -> int:
+    """The bytes that are known to have been durable."""
+    try:
+        found = [entry.name for entry in await driver.list(f"{directory.hash_states}/sha256")]
+    except (PathNotFound, NotRegularFile):
+        found = []
+    with contextlib.suppress(PathNotFound, NotRegularFile, ContentTooLarge):
+        found.append((await driver.get_content(directory.durable, limit=_NUMBER_LIMIT)).decode("ascii", "replace"))
+    return max((int(number) for number in found if number.isdecimal() and int(number) <= size), default=0)
 
 
-async def _size_without_zeros(driver: StorageDriver, data: FileInfo) -> int:
-    start = (data.size - 1) // _BLOCK * _BLOCK
+async def _size_without_zeros(driver: StorageDriver, data: FileInfo, durable: int) -> int:
+    size, lowest = data.size, max(durable, data.size - _LARGEST)
     reader = await driver.open(data.path)
     try:
-        return start + len((await reader.read(start, data.size - start)).rstrip(b"\0"))
+        length = _FIRST_READ
+        while size > lowest:
+            start = max(lowest, size - length)
+            kept = len((await reader.read(start, size - start)).rstrip(b"\0"))
+            if kept:
+                return start + kept
+            size, length = start, _READ
     finally:
         reader.close()
+    return durable if lowest == durable else data.size

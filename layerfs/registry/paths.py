@@ -150,6 +150,11 @@ class UploadDirectory:
         """Ours, no registry reads it: the canonical digest of an upload that is being finished by another digest."""
         return f"{self.path}/layerfs-committing"
 
+    @property
+    def durable(self) -> str:
+        """Ours, no registry reads it: how many bytes were durable at least, where no hash state says so."""
+        return f"{self.path}/layerfs-durable"
+
 
 Place = (
     BlobData | RepositoryDirectory | LayerLink | ManifestRevisionLink | TagCurrentLink | TagIndexLink | UploadDirectory

@@ -269,25 +269,17 @@ def _layer_problem(repository: Path, promise: Promise) -> str | None:
 
 def _continue_upload(upload: Path, promise: Promise) -> str | None:
     size = upload.stat().st_size
-    if size < promise.saved:
+    # Zeros at the end need not count: whoever goes on where the size says writes them again.
+    if any(promise.data[size : max(size, promise.saved)]):
         return f"only {size} bytes are left"
     data, found = promise.data, upload.read_bytes()[:size]
     if found != data[:size]:
-        # Before anything was acknowledged, nobody but the client can know what is right.
-        if promise.saved > 0 or not _is_cut_in_a_block(found, data):
-            return f"its {size} bytes are others"
-        os.truncate(upload, size := 0)
+        wrong = [place for place, byte in enumerate(found) if byte != data[place]]
+        kind = "zeros" if not any(found[place] for place in wrong) else "others"
+        return f"of its {size} bytes {len(wrong)} are {kind}, from {wrong[0]} to {wrong[-1]}"
     with open(upload, "ab") as file:
         file.write(data[size:])
     return None
-
-
-def _is_cut_in_a_block(found: bytes, data: bytes) -> bool:
-    """Whether only bytes of the first block are other ones, and zeros.
-
-    So can a file system leave it that keeps the new size of a file before the bytes, where these need no new block.
-    """
-    return len(found) <= 4096 and not any(byte for byte, right in zip(found, data, strict=False) if byte != right)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def test_what_an_upload_consists_of() -> None:
         upload.hash_state(0): f"{base}/hashstates/sha256/0",
         upload.file_name: f"{base}/layerfs-name",
         upload.committing: f"{base}/layerfs-committing",
+        upload.durable: f"{base}/layerfs-durable",
     }
     for built, written in parts.items():
         assert built == written
