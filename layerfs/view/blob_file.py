@@ -11,7 +11,7 @@ import trio
 
 from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
-from layerfs.errors import NotPermitted, ShortRead
+from layerfs.errors import NotPermitted, ShortRead, StaleInode
 from layerfs.layername import LayerName
 from layerfs.registry import BlobInfo, LayerInfo
 from layerfs.registry.manifests import ManifestInfo
@@ -80,6 +80,11 @@ class BlobFile(ListedNode):
             # The kernel believes the size that it was told: a reader would take the missing end for the end.
             reader.close()
             raise ShortRead(self.path, f"its blob has {reader.size} bytes left of {self.blob.size}")
+        if reader.size > self.blob.size:
+            # It was cut short when it was seen, and was mended since. The kernel looks it up again, and tries anew.
+            reader.close()
+            await self._state.registry.blobs.forget(self.blob.digest)
+            raise StaleInode(f"{self.path}: its blob has {reader.size} bytes by now, not {self.blob.size}")
         if self._state.contents is not None:
             return await self._state.contents.open(self.path, self.blob, reader)
         return BlobHandle(self._state, self.path, self.blob.digest, reader)
