@@ -108,7 +108,8 @@ class TagsDirectory(OwnDirectory):
             await self._uploads.rename(name, target, new_name, replace=replace)
             return
         if target.key != self.key:
-            raise InvalidArgument(f"a tag can be renamed within {self.path} only")
+            # Not EXDEV: `mv` would remove the tag that is there before it finds out that the manifest is not.
+            raise NotPermitted(f"a tag stays in its repository: make one in {target.path} with 'cp -d' or 'ln -s'")
         check_tag(new_name)
         if not replace and await self._has(new_name):
             raise EntryExists(f"{self.path}/{new_name} exists")
