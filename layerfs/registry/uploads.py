@@ -129,7 +129,9 @@ class UploadStore:
         """Deletes all that is stored of an upload. `startedat` goes last, so that it can be repeated after a crash."""
         directory = UploadDirectory(name, uuid)
         await self.driver.delete_in_steps(
-            (directory.data, directory.hash_states), (directory.started_at,), (directory.path,)
+            (directory.data, directory.hash_states),
+            (directory.started_at, directory.file_name),
+            (directory.path,),
         )
 
     async def remove_ghosts(self, name: str) -> None:

@@ -119,29 +119,39 @@ class LiveUploads:
 
         Without what is being written to `_layers` here: if it does not become a layer it goes when it is released.
         """
+        infos, _ = await self._listing(name)
+        return infos
+
+    async def _listing(self, name: str) -> tuple[Sequence[UploadInfo], bool]:
+        """The uploads of a repository, and whether storage was asked for them just now."""
         hidden = self._to_be_layers(name)
         infos = self.state.upload_listings.get(name)
+        is_new = infos is None
         if infos is None:
             began_at = time.monotonic()
             infos = _with_distinct_names(await self.state.service(name).uploads())
             self.state.upload_listings.put(name, began_at, infos)
             # Others have begun meanwhile; and what was taken back meanwhile may still have been there to be listed.
             hidden |= self._to_be_layers(name)
-        return [info for info in infos if info.uuid not in hidden]
+        return [info for info in infos if info.uuid not in hidden], is_new
 
     def _to_be_layers(self, name: str) -> set[str]:
         """The uploads of a repository that are being written to `_layers`."""
         return {uuid for (repository, uuid), live in self._live.items() if repository == name and live.expected}
 
-    async def find(self, name: str, file_name: str) -> UploadFile:
-        """The upload called `file_name`. Raises `NoSuchEntry`."""
+    async def find(self, name: str, file_name: str, *, look: bool = True) -> UploadFile:
+        """The upload called `file_name`. Raises `NoSuchEntry`.
+
+        Without `look` it may be gone, or longer, since it was listed: that is for who sees so himself.
+        """
         for (repository, uuid), live in self._live.items():
             if repository == name and live.file_name == file_name and live.writer is not None and not live.expected:
                 return UploadFile(self, name, uuid, file_name, None)
-        for info in await self.listing(name):
+        infos, is_new = await self._listing(name)
+        for info in infos:
             if info.file_name == file_name:
-                # It may be gone, or longer, since the listing was made.
-                return UploadFile(self, name, info.uuid, file_name, await self.stat(name, info.uuid))
+                found = info if is_new or not look else await self.stat(name, info.uuid)
+                return UploadFile(self, name, info.uuid, file_name, found, was_looked_at=look)
         raise no_entry(f"{name}/{UPLOADS}", file_name)
 
     async def stat(self, name: str, uuid: str) -> UploadInfo:
@@ -206,7 +216,7 @@ class LiveUploads:
         self.forget(name, uuid)
         self.state.fresh_repositories.discard(name)
         upload = UploadFile(self, name, uuid, file_name, None)
-        self.state.became(upload, LayerFile(self.state, name, await self._layer(name, digest, canonical, live)))
+        self.state.became(upload, LayerFile(self.state, name, await self._layer(digest, canonical, live)))
 
     async def put_manifest(self, upload: UploadFile, *, digest: Digest | None = None, tag: str | None = None) -> None:
         """Puts what was uploaded as a manifest, by digest or by tag; then the upload is no more."""
@@ -280,13 +290,13 @@ class LiveUploads:
             live.finishing.set()
             live.finishing = None
 
-    async def _layer(self, name: str, digest: LayerName, canonical: Digest, live: LiveUpload) -> LayerInfo:
+    async def _layer(self, digest: LayerName, canonical: Digest, live: LiveUpload) -> LayerInfo:
         """What was just published; if it cannot be looked at now, what is known of it anyhow.
 
         Not cancellable: the upload is finished, and nobody may be told anything else.
         """
         with contextlib.suppress(LayerfsError), trio.move_on_after(_CLOSE_DEADLINE, shield=True):
-            return await self.state.service(name).stat(digest)
+            return LayerInfo(digest, await self.state.registry.blobs.stat(canonical))
         return LayerInfo(digest, BlobInfo(canonical, live.upload.size, time.time_ns()))
 
     async def cancel(self, name: str, uuid: str) -> None:
@@ -424,6 +434,8 @@ class UploadFile(Node):
         file_name: str,
         info: UploadInfo | None,
         path: str | None = None,
+        *,
+        was_looked_at: bool = False,
     ) -> None:
         self.path = path or f"{repository}/{UPLOADS}/{file_name}"
         self.repository = repository
@@ -431,16 +443,20 @@ class UploadFile(Node):
         self.file_name = file_name
         self._view = view
         self._info = info
+        # Good for the first look only: whoever looks again wants to see what others have written since.
+        self._unseen = info if was_looked_at else None
 
     @property
     def key(self) -> Hashable:
         return ("upload", self.repository, self.uuid)
 
     async def attributes(self) -> Attributes:
+        info, self._unseen = self._unseen, None
         live = self._view.live(self.repository, self.uuid)
         if live is not None and live.is_being_written:
             return self._attributes(live.upload.size, live.modified_at)
-        info = await self._view.stat(self.repository, self.uuid)
+        if info is None:
+            info = await self._view.stat(self.repository, self.uuid)
         return self._attributes(info.size, info.modified_at)
 
     def attributes_of(self, info: UploadInfo) -> Attributes:

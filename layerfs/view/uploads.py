@@ -56,7 +56,7 @@ class UploadsDirectory(OwnDirectory):
         To any other name: renames it.
         """
         self._state.check_writable()
-        upload = await self._view.find(self.repository, name)
+        upload = await self._view.find(self.repository, name, look=False)
         self._check_target(target, new_name)
         digest = parse_layer_name_or_none(new_name)
         if target.key == (TAGS, self.repository) and is_tag(new_name):

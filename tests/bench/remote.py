@@ -207,8 +207,8 @@ def _beside(root: Path, remote: _Remote, pid: int) -> _Served:
 
 @contextmanager
 def _rclone(remote: _Remote) -> Iterator[_Served]:
-    """With its defaults, but that it takes the store's times: else it asks for each file's own; and that it stores what is
-    written, which it gathers in a file, when that is closed and not some seconds later."""
+    """With its defaults, but that it takes the store's times: else it asks for each file's own; and that it stores what
+    is written, which it gathers in a file, when that is closed and not some seconds later."""
     place = remote.place("rclone")
     own = Path(sys.executable).parent / "rclone"
     program = str(own) if own.exists() else "rclone"

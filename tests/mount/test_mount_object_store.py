@@ -103,6 +103,22 @@ def test_sizes_are_asked_for_once(many: tuple[RemoteRegistry, list[str]], mounts
     assert counts["ListObjectsV2"] <= 3
 
 
+def test_finishing_costs_few_requests(remote: RemoteRegistry, mounts: Mounts, tmp_path: Path) -> None:
+    """Eight for the rename, and seven for the lookups that the kernel makes before it; no byte comes through here."""
+    content = payload(20 * MIB)
+    (tmp_path / "layer").write_bytes(content)
+    mount = mounts(remote.url, "--create")
+    (mount.path / "a").mkdir()
+    subprocess.run(["cp", tmp_path / "layer", mount.path / "a/_uploads/layer"], check=True)
+    remote.proxy.forget()
+    subprocess.run(["mv", mount.path / "a/_uploads/layer", mount.path / "a/_layers" / digest_of(content)], check=True)
+    counts = remote.proxy.counts
+    assert counts.total() <= 15
+    assert sum(counts[change] for change in ("CompleteMultipartUpload", "CopyObject", "PutObject")) == 3
+    assert remote.proxy.bytes_through < 64 * KIB
+    assert layer(mount, digest_of(content)).read_bytes() == content
+
+
 def test_sizes_of_few_among_many_blobs(many: tuple[RemoteRegistry, list[str]], mounts: Mounts) -> None:
     """Are asked for one by one, side by side: listing all the others would take longer."""
     remote, digests = many
