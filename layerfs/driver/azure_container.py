@@ -26,6 +26,7 @@ from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
@@ -446,6 +447,8 @@ class Container(Objects):
 
     async def _create_service(self) -> BlobServiceClient:
         options, environment = self.options, os.environ
+        if options.verify_tls and options.ca_file is not None:
+            trusting(options.ca_file, setting="ca_file", source=f"az://{options.container}")
         settings: dict[str, Any] = {
             "retry_policy": _Retries(retry_total=len(_PAUSES)),
             "connection_timeout": _CONNECT_TIMEOUT,

@@ -37,6 +37,7 @@ from layerfs.driver.buffers import BufferPool
 from layerfs.driver.gcs_errors import ResponseError, gcs_error, may_pass
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     BackendFailure,
@@ -443,12 +444,7 @@ class GcsBucket(Objects):
             return False
         if self.options.ca_file is None:
             return True
-        try:
-            return ssl.create_default_context(cafile=self.options.ca_file)
-        except OSError as error:
-            raise UnknownSource(
-                f"gs://{self.options.bucket}", f"ca_file={self.options.ca_file!r} cannot be used: {error.strerror}"
-            ) from error
+        return trusting(self.options.ca_file, setting="ca_file", source=f"gs://{self.options.bucket}")
 
 
 class _Tokens:

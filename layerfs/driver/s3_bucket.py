@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_errors import UploadGone, error_code, misconfiguration, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.s3_servers import Peculiarities, peculiarities
+from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
@@ -502,6 +504,7 @@ class Bucket:
 
     async def _connect(self) -> Any:
         options = self.options
+        self._check_trust()
         try:
             session = AioSession(profile=options.profile)
             client = await self._create_client(session, options.endpoint_url or "", options.path_style)
@@ -519,6 +522,13 @@ class Bucket:
         for operation in _PATIENT_OPERATIONS:
             client.meta.events.register(f"before-call.s3.{operation}", _be_patient)
         return client
+
+    def _check_trust(self) -> None:
+        """Raises `UnknownSource` if the certificates by which the store is to be trusted cannot be read."""
+        settings = {"ca_file": self.options.ca_file, "AWS_CA_BUNDLE": os.environ.get("AWS_CA_BUNDLE")}
+        setting, ca_file = next(((name, file) for name, file in settings.items() if file), ("", ""))
+        if self.options.verify_tls and ca_file:
+            trusting(ca_file, setting=setting, source=f"s3://{self.options.bucket}")
 
     async def _create_client(self, session: AioSession, endpoint: str, path_style: bool | None) -> Any:
         options = self.options

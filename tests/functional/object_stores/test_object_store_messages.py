@@ -68,11 +68,12 @@ def of_s3(**changed: str) -> dict[str, str]:
             "its host name cannot be resolved",
             FAILED,
         ),
-        (
-            "az://registry/p",
+        pytest.param(
+            "az://registry/p?endpoint_url=http://store.invalid",
             lambda: {"AZURE_STORAGE_ACCOUNT": ACCOUNT, "AZURE_STORAGE_KEY": KEY},
             "its host name cannot be resolved",
             FAILED,
+            marks=pytest.mark.soak,
         ),
         (
             "az://registry/p?endpoint_url=https://127.0.0.1:1",
@@ -87,10 +88,29 @@ def of_s3(**changed: str) -> dict[str, str]:
             USAGE,
         ),
         (
+            "s3://registry/p?endpoint_url=https://127.0.0.1:1&ca_file=/nowhere/ca.pem",
+            lambda: of_s3(),
+            "ca_file='/nowhere/ca.pem' cannot be used: No such file or directory",
+            USAGE,
+        ),
+        (
+            "s3://registry/p?endpoint_url=https://127.0.0.1:1",
+            lambda: of_s3(AWS_CA_BUNDLE="/nowhere/ca.pem"),
+            "AWS_CA_BUNDLE='/nowhere/ca.pem' cannot be used: No such file or directory",
+            USAGE,
+        ),
+        (
+            "az://registry/p?endpoint_url=https://127.0.0.1:1&ca_file=/etc/hostname",
+            lambda: {"AZURE_STORAGE_ACCOUNT": ACCOUNT, "AZURE_STORAGE_KEY": KEY},
+            "ca_file='/etc/hostname' cannot be used: ",
+            USAGE,
+        ),
+        pytest.param(
             "gs://registry/p?endpoint_url=http://store.invalid",
             dict,
             "its host name cannot be resolved",
             FAILED,
+            marks=pytest.mark.soak,
         ),
     ],
 )
