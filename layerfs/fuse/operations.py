@@ -276,6 +276,7 @@ class Operations(GuardedOperations):
         entry.st_gid = self._gid
         entry.st_size = attributes.size
         entry.st_blocks = (attributes.size + 511) // 512
+        entry.st_blksize = attributes.block_size
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = attributes.modified_at
         return entry
 

@@ -14,6 +14,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -51,6 +52,11 @@ _log = logging.getLogger(__name__)
 
 #: Bytes that a writer may be ahead of storage before it has to wait.
 _WRITE_BEHIND: Final = 2 * STORE_SIZE
+
+#: Bytes that programs are told to write at a time: as many as the kernel can pass on in one request, of which `cp` then
+#: makes an eighth of what it would make otherwise. (Layers have the usual size: who reads a few bytes here and there
+#: through a buffer of this size would read all of them.)
+_WRITTEN_AT_ONCE: Final = 1 << 20
 
 #: Seconds that opening for writing waits for a handle that was flushed and may be closed already: the kernel tells of
 #: the last close (RELEASE) only after `close` has returned.
@@ -499,7 +505,9 @@ class UploadFile(Node):
 
     def _attributes(self, size: int, modified_at: int) -> Attributes:
         # No time-outs: a registry may be appending, and the size is where to resume.
-        return file_attributes(permissions=self._view.state.permissions(0o644), size=size, modified_at=modified_at)
+        permissions = self._view.state.permissions(0o644)
+        attributes = file_attributes(permissions=permissions, size=size, modified_at=modified_at)
+        return replace(attributes, block_size=_WRITTEN_AT_ONCE)
 
 
 class UploadHandle(Handle):

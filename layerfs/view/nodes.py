@@ -32,7 +32,8 @@ class Attributes:
     """What `stat` shows, but for the inode number and the owner.
 
     `size` is in bytes, `modified_at` in nanoseconds since 1970. `entry_timeout` and `attribute_timeout` are the seconds
-    for which the kernel may believe the name and the rest.
+    for which the kernel may believe the name and the rest. `block_size` is how many bytes programs are told to read and
+    write at a time.
     """
 
     mode: int
@@ -41,6 +42,7 @@ class Attributes:
     links: int
     entry_timeout: float
     attribute_timeout: float
+    block_size: int = 4096
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ def test_attributes_of_an_upload(repository: MountedRepository) -> None:
     seen = os.stat(upload)
     assert stat.S_ISREG(seen.st_mode)
     assert (stat.S_IMODE(seen.st_mode), seen.st_nlink, seen.st_size) == (0o644, 1, 5)
+    # `cp` and others write so many bytes at a time.
+    assert seen.st_blksize == 1 << 20
     assert repository.uploads == ["x"]
 
 
