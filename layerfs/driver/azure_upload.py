@@ -3,9 +3,9 @@
 A block is appended only where the blob is as this upload has left it: same end, same ETag. A block that was appended is
 durable, and there for everybody; who goes on with an upload needs nothing but the blob.
 
-An append blob takes 50,000 blocks. A registry makes them of 4 MiB, which is 195 GiB; here they grow with their number,
-so that 1.2 TiB fit. A flush makes a short one, so whoever syncs every few bytes comes to the limit much sooner, and is
-told so; finishing what is there is possible then.
+An append blob takes 50,000 blocks. A registry makes them of 4 MiB, which is 195 GiB; here they are larger and grow with
+their number, so that 2.6 TiB fit. A flush makes a short one, so whoever syncs every few bytes comes to the limit much
+sooner, and is told so; finishing what is there is possible then.
 """
 
 from __future__ import annotations

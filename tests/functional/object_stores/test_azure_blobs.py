@@ -69,7 +69,7 @@ async def test_bytes_that_were_changed_on_the_way(azure, payload: Payload) -> No
 async def test_a_registry_goes_on_with_ours(azure, payload: Payload) -> None:
     """It finds an append blob of as many bytes as it is long, and appends at its end on condition of its ETag."""
     content = payload(6 * MEBIBYTE)
-    writer = await azure.driver().writer(DATA, append=False)
+    writer = await azure.driver(block_size=4 * MEBIBYTE).writer(DATA, append=False)
     await writer.write([content[: 5 * MEBIBYTE]])
     await writer.flush()
     await writer.close()
