@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NewType, Self, TypeAlias, TypeVar
 
-from layerfs.errors import DriverError, InvalidPath, PathNotFound
+from layerfs.errors import DriverError, InvalidPath, NotRegularFile, PathNotFound
 
 #: A value that changes whenever somebody changes a file; None where the backend cannot tell.
 ContentVersion = NewType("ContentVersion", object)
@@ -292,6 +292,13 @@ class StorageDriver(ABC):
         Where that needs no request it is not asked for again: if it is gone by now, reads raise `ShortRead`.
         """
         return await self.open(info.path)
+
+    async def is_directory(self, path: str) -> bool:
+        """Whether there is a directory at `path`; where a file can have the same name, also beside one."""
+        try:
+            return (await self.stat(path)).is_directory
+        except (PathNotFound, NotRegularFile):
+            return False
 
     # Many at once. A driver that can do better than one after the other overrides these.
 

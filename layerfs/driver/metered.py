@@ -87,6 +87,9 @@ class MeteredDriver(StorageDriver):
     async def stat(self, path: str) -> FileInfo:
         return await self._measure("Stat", self._driver.stat(path))
 
+    async def is_directory(self, path: str) -> bool:
+        return await self._measure("Stat", self._driver.is_directory(path))
+
     async def list(self, path: str) -> Entries:
         return await self._measure("List", self._driver.list(path))
 

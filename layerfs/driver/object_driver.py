@@ -64,6 +64,8 @@ class Store(Protocol):
 
     async def stat_file(self, path: str) -> FileInfo: ...
 
+    async def is_directory(self, path: str) -> bool: ...
+
     async def stat_many(self, paths: Sequence[str]) -> Stats: ...
 
     async def list(self, path: str) -> Entries: ...
@@ -115,6 +117,9 @@ class ObjectStoreDriver(StorageDriver):
 
     async def stat(self, path: str) -> FileInfo:
         return await self._bridge.call(self._store.stat, check_path(path))
+
+    async def is_directory(self, path: str) -> bool:
+        return await self._bridge.call(self._store.is_directory, check_path(path))
 
     async def stat_many(self, paths: Sequence[str]) -> Stats:
         return await self._bridge.call(self._store.stat_many, paths)

@@ -57,7 +57,7 @@ class ObjectStore(ABC, Generic[_Upload]):
     async def stat(self, path: str) -> FileInfo:
         if path == "/":
             # A prefix that nothing was ever put under is an empty storage; a bucket that is not there is an error.
-            await self._is_directory(path)
+            await self.is_directory(path)
             return FileInfo(path, True, 0, 0)
         live = self._live.get(path)
         if live is not None:
@@ -113,19 +113,20 @@ class ObjectStore(ABC, Generic[_Upload]):
         except PathNotFound:
             return None
 
-    async def _is_directory(self, path: str) -> bool:
+    async def is_directory(self, path: str) -> bool:
+        """One request, whatever else has the name."""
         async for page in self._objects.pages(path, self._below(path), limit=1):
             # A page can be empty and not the last one.
             if page.objects or page.is_last:
-                return bool(page.objects)
-        return False
+                return bool(page.objects) or path == "/"
+        return path == "/"
 
     async def _check_directory(self, path: str) -> None:
-        if not await self._is_directory(path):
+        if not await self.is_directory(path):
             raise PathNotFound(path)
 
     async def _check_no_directory(self, path: str) -> None:
-        if await self._is_directory(path):
+        if await self.is_directory(path):
             raise NotRegularFile(path, "a directory")
 
     def _below(self, path: str) -> str:

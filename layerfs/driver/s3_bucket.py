@@ -23,7 +23,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore import exceptions
 
-from layerfs.driver.at_once import ByteBudget, gather
+from layerfs.driver.at_once import ByteBudget, each, gather
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
@@ -31,7 +31,7 @@ from layerfs.driver.s3_errors import UploadGone, error_code, misconfiguration, s
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.s3_servers import Peculiarities, peculiarities
 from layerfs.driver.trust import trusting
-from layerfs.driver.url_options import GIBIBYTE, MEBIBYTE
+from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -73,8 +73,9 @@ _BUFFERED: Final = 8 * MEBIBYTE
 #: Keys that one request deletes.
 _DELETED_AT_ONCE: Final = 1000
 
-#: Bytes that one request copies into a part at the most: stores that really copy take 6 s for this.
-_COPIED_PART: Final = GIBIBYTE
+#: Bytes that one request copies into a part at the most. Stores that really copy take 2 s for this when they are idle,
+#: and what is done when a copy is given up is not done again.
+_COPIED_PART: Final = 256 * MEBIBYTE
 
 #: What a body ends with that did not come whole.
 _BROKEN_BODY: Final = (
@@ -104,6 +105,15 @@ class OpenUpload:
     began_at: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """A copy in parts that is not finished: of what, and what there is of it."""
+
+    upload_id: str
+    found: StoredObject
+    parts: dict[int, Part]
+
+
 class Bucket:
     """A bucket, and the prefix in it that is the root. Opened by the first request."""
 
@@ -116,6 +126,8 @@ class Bucket:
         self._endpoint = options.endpoint_url or ""
         # Known from the first answer; an upload is begun, or something is listed, before anything that matters.
         self._peculiarities = Peculiarities()
+        # Copies that were given up because they took too long, by their destinations: who tries again goes on.
+        self._copying: dict[str, _Copying] = {}
         # Until a store has refused a condition that was right.
         self._compares_originals = True
         self._deadline = options.read_timeout * _ATTEMPTS
@@ -151,6 +163,8 @@ class Bucket:
         return "/" + key[len(self._prefix) :]
 
     async def close(self) -> None:
+        await each(self.abort_upload(path, copying.upload_id) for path, copying in self._copying.items())
+        self._copying.clear()
         self._client = None
         await self._resources.aclose()
 
@@ -340,25 +354,36 @@ class Bucket:
         return Part(number, len(content), _etag(answer))
 
     async def copy_into_upload(
-        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int
+        self,
+        source: str,
+        destination: str,
+        upload_id: str,
+        found: StoredObject,
+        size: int,
+        done: dict[int, Part] | None = None,
     ) -> list[Part]:
-        """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here."""
+        """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here.
+
+        `done` has the parts that were made before, and gets those that are made now.
+        """
+        made = {} if done is None else done
         pieces = _pieces(size, self._copied_part(size))
         is_whole = size == found.size and len(pieces) == 1 and not self._peculiarities.forgets_etag_of_whole
         slots = asyncio.Semaphore(COPIES_AT_ONCE)
 
-        async def one(number: int, start: int, length: int) -> Part:
+        async def one(number: int, start: int, length: int) -> None:
             limits = {} if is_whole else {"CopySourceRange": f"bytes={start}-{start + length - 1}"}
             async with slots:
                 answer = await self._ask_for_copy(
                     "upload_part_copy", source, destination, found, UploadId=upload_id, PartNumber=number, **limits
                 )
-            return Part(number, length, _etag(answer["CopyPartResult"]))
+            made[number] = Part(number, length, _etag(answer["CopyPartResult"]))
 
-        parts = await gather([one(number, start, length) for number, (start, length) in enumerate(pieces, 1)])
+        numbered = enumerate(pieces, 1)
+        await gather([one(number, start, length) for number, (start, length) in numbered if number not in made])
         if not self._compares_originals:
             _check_same(source, found, await self.head(source))
-        return parts
+        return [made[number] for number in sorted(made)]
 
     async def complete_upload(self, path: str, upload_id: str, parts: Iterable[Part]) -> str:
         """Makes the parts an object and returns its ETag, or "" if the store does not tell it (Ceph 16).
@@ -396,15 +421,29 @@ class Bucket:
                 await self.abort_upload(path, upload.upload_id)
 
     async def _copy_in_parts(self, source: str, destination: str, found: StoredObject) -> None:
-        upload_id = await self.create_upload(destination)
+        copying = await self._begin_copying(destination, found)
         try:
-            parts = await self.copy_into_upload(source, destination, upload_id, found, found.size)
+            parts = await self.copy_into_upload(
+                source, destination, copying.upload_id, found, found.size, copying.parts
+            )
             _check_same(source, found, await self.head(source))
-            await self.complete_upload(destination, upload_id, parts)
+            await self.complete_upload(destination, copying.upload_id, parts)
+        except asyncio.CancelledError:
+            self._copying[destination] = copying
+            raise
         except BaseException:
             with contextlib.suppress(DriverError):
-                await asyncio.shield(self.abort_upload(destination, upload_id))
+                await asyncio.shield(self.abort_upload(destination, copying.upload_id))
             raise
+
+    async def _begin_copying(self, destination: str, found: StoredObject) -> _Copying:
+        """A copy that was given up, to go on with; else a new one."""
+        earlier = self._copying.pop(destination, None)
+        if earlier is not None:
+            if (earlier.found.size, earlier.found.etag) == (found.size, found.etag):
+                return earlier
+            await self.abort_upload(destination, earlier.upload_id)
+        return _Copying(await self.create_upload(destination), found, {})
 
     async def _ask_for_copy(
         self, operation: str, source: str, destination: str, found: StoredObject, **parameters: Any

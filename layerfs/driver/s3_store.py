@@ -88,13 +88,18 @@ class Store:
         """`opened`: the open uploads around, if somebody has listed them already."""
         if path == "/":
             # A prefix that nothing was ever put under is an empty storage; a bucket that is not there is an error.
-            await self.bucket.list_objects(path, self._below(path), limit=1)
+            await self.is_directory(path)
             return FileInfo(path, True, 0, 0)
         found = await self._find_file(path, opened)
         if found is not None:
             return found
         await self._check_directory(path)
         return FileInfo(path, True, 0, 0)
+
+    async def is_directory(self, path: str) -> bool:
+        """One request, whatever else has the name."""
+        page = await self.bucket.list_objects(path, self._below(path), limit=1)
+        return bool(page.objects) or path == "/"
 
     async def stat_file(self, path: str) -> FileInfo:
         check_not_root(path)
@@ -143,8 +148,10 @@ class Store:
     async def _find_file(self, path: str, opened: Sequence[OpenUpload] | None = None) -> FileInfo | None:
         """The file at a path; None if there is no file."""
         if self._may_be_upload(path):
-            upload = self._written_here(path) or await find_upload(
-                self.bucket, path, opened=opened, look_at_object=False
+            upload = (
+                self._written_here(path)
+                or (await self._find_left(path) if opened is None else None)
+                or await find_upload(self.bucket, path, opened=opened, look_at_object=False)
             )
             return FileInfo(path, False, upload.size, upload.modified_at) if upload is not None else None
         try:
@@ -152,6 +159,17 @@ class Store:
         except PathNotFound:
             return None
         return FileInfo(path, False, found.size, found.modified_at)
+
+    async def _find_left(self, path: str) -> StoredUpload | None:
+        """An upload that this process has written before, if it is still open: found by one request, not two."""
+        left = self._written.get(path)
+        if left is None or left.upload_id is None:
+            return None
+        with suppress(ContentChanged):
+            state = await known_upload(self.bucket, path, left.upload_id)
+            # One without parts may have an object beside it that counts.
+            return state if state.parts else None
+        return None
 
     async def _opened_around(self, paths: Sequence[str]) -> dict[str, Uploads]:
         """The open uploads of directories that many of the paths are in, listed once for all."""
@@ -164,8 +182,7 @@ class Store:
         }
 
     async def _check_directory(self, path: str) -> None:
-        page = await self.bucket.list_objects(path, self._below(path), limit=1)
-        if not page.objects:
+        if not await self.is_directory(path):
             raise PathNotFound(path)
 
     def _below(self, path: str) -> str:
@@ -381,8 +398,7 @@ class Store:
         return len(aborted)
 
     async def _check_no_directory(self, path: str) -> None:
-        page = await self.bucket.list_objects(path, self._below(path), limit=1)
-        if page.objects:
+        if await self.is_directory(path):
             raise NotRegularFile(path, "a directory")
 
     # --- moving and deleting -----------------------------------------------------------------------------------------

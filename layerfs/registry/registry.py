@@ -143,10 +143,7 @@ class Registry:
 
     async def has_directory(self, name: str) -> bool:
         """Whether `name` is a repository or the beginning of one's name; even without any, where directories exist."""
-        try:
-            return (await self.driver.stat(RepositoryDirectory(name).path)).is_directory
-        except (PathNotFound, NotRegularFile):
-            return False
+        return await self.driver.is_directory(RepositoryDirectory(name).path)
 
     async def list(self, name: str) -> Listing:
         """What is directly below a repository or the beginning of repository names; "" is the top.

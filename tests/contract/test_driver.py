@@ -352,6 +352,18 @@ async def test_stat_of_a_directory(driver: StorageDriver) -> None:
     assert (info.path, info.is_directory, info.size) == ("/a", True, 0)
 
 
+async def test_whether_there_is_a_directory(driver: StorageDriver) -> None:
+    """Only if there is; a name that begins alike is another one."""
+    await driver.put_content("/a/b/c", b"content")
+    assert await driver.is_directory("/")
+    assert await driver.is_directory("/a")
+    assert await driver.is_directory("/a/b")
+    for path in ("/a/b/c", "/a/b/c/d", "/a/bb", "/x"):
+        assert not await driver.is_directory(path)
+    with pytest.raises(InvalidPath):
+        await driver.is_directory("/a/")
+
+
 async def test_stat_of_what_is_missing(driver: StorageDriver) -> None:
     """Also below a file, and with a name that only begins alike."""
     await driver.put_content("/a/bc", b"")

@@ -69,6 +69,34 @@ async def test_small_things_cost_one_request(proxied: S3Driver, proxy: S3Proxy, 
     assert proxy.counts == {"ListObjectsV2": 1, "DeleteObject": 1}
 
 
+async def test_whether_there_is_a_directory_costs_one_request(proxied: S3Driver, proxy: S3Proxy) -> None:
+    """There need be no file of its name to be known."""
+    await proxied.put_content("/a/link", b"content")
+    proxy.forget()
+    assert await proxied.is_directory("/a")
+    assert not await proxied.is_directory("/b")
+    assert proxy.counts == {"ListObjectsV2": 2}
+
+
+async def test_the_size_of_an_upload_that_was_written_here_costs_one_request(
+    drivers: Drivers, proxied: S3Driver, proxy: S3Proxy, payload: Payload, server: S3Server
+) -> None:
+    """Its id is known; and if it is not that any more, because others went on, it is looked for."""
+    writer = await proxied.writer(DATA.format("u"), append=False)
+    await writer.write([payload(1000)])
+    await writer.flush()
+    await writer.close()
+    proxy.forget()
+    assert (await proxied.stat(DATA.format("u"))).size == 1000
+    # Swift must be asked whether it is still open, too.
+    assert proxy.counts == {"ListParts": 1} | ({"ListMultipartUploads": 1} if isinstance(server, Swift) else {})
+    other = await drivers().writer(DATA.format("u"), append=True)
+    await other.write([payload(10)])
+    await other.flush()
+    await other.close()
+    assert (await proxied.stat(DATA.format("u"))).size == 1010
+
+
 async def test_an_empty_file_is_not_read(proxied: S3Driver, proxy: S3Proxy) -> None:
     """There is no range in it that could be asked for."""
     await proxied.put_content("/empty", b"")

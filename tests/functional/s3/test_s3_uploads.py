@@ -530,3 +530,46 @@ async def test_copying_in_parts(drivers: Drivers, proxy: S3Proxy, stored, payloa
     assert stored.content(BLOB) == content
     assert proxy.counts["UploadPartCopy"] == (3 if threshold else 0)
     assert proxy.bytes_through < 100_000
+
+
+async def give_up_copying(driver: S3Driver, proxy: S3Proxy) -> None:
+    """Publishes an upload until two of its parts are copied, and the store says nothing more."""
+    proxy.fail("stall", "UploadPartCopy", times=1000, after=2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(published, driver)
+        while proxy.counts["UploadPartCopy"] < 4:
+            await trio.sleep(0.01)  # polling interval
+        await trio.sleep(0.5)  # for the answers to come
+        nursery.cancel_scope.cancel()
+    proxy.heal()
+    proxy.forget()
+
+
+async def test_a_copy_that_is_given_up_is_gone_on_with(
+    drivers: Drivers, proxy: S3Proxy, stored, payload: Payload
+) -> None:
+    """So that what takes a store longer than an operation may take is finished some time: nothing is copied twice."""
+    content = payload(4 * PART)
+    stored.put(DATA, content)
+    driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=PART)
+    await give_up_copying(driver, proxy)
+    assert [path for path, _ in stored.uploads()] == [BLOB]
+    await published(driver)
+    assert proxy.counts["UploadPartCopy"] == 2
+    assert stored.content(BLOB) == content
+    assert stored.uploads() == []
+
+
+async def test_a_copy_that_is_given_up_for_good(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload) -> None:
+    """Nothing is left of it in the store when the driver is closed, nor when there is something else to be copied."""
+    driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=PART)
+    stored.put(DATA, payload(4 * PART))
+    await give_up_copying(driver, proxy)
+    content = payload(4 * PART)
+    stored.put(DATA, content)
+    await published(driver)
+    assert stored.content(BLOB) == content
+    assert stored.uploads() == []
+    await give_up_copying(driver, proxy)
+    await driver.close()
+    assert stored.uploads() == []
