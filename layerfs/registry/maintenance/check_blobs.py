@@ -52,10 +52,20 @@ class BlobWalk:
         """All blobs, in batches."""
         for algorithm in await self._directories_in(BLOBS):
             for prefix in await self._directories_in(algorithm):
+                if self._look.driver.capabilities.listed_files:
+                    yield await self._listed(prefix)
+                    continue
                 directories = await self._directories_in(prefix)
                 for start in range(0, len(directories), BATCH):
                     places = [_place(directory) for directory in directories[start : start + BATCH]]
                     yield await self._stat(places)
+
+    async def _listed(self, prefix: str) -> list[Stored]:
+        """The blobs below a directory, out of one listing, which tells their sizes and what lies too deep."""
+        files = [info for info in await self._look.list_files(prefix) if info.path.endswith(f"/{_DATA}")]
+        places = [(_place(info.path.rpartition("/")[0]), info.size) for info in files]
+        self._look.faults += [place for place, _ in places if not isinstance(place.digest, Digest)]
+        return [Stored(place.digest, size) for place, size in places if isinstance(place.digest, Digest)]
 
     async def _directories_in(self, directory: str) -> list[str]:
         """The paths of those in a directory where no blob can be: a file of that name there is noted."""
@@ -65,7 +75,7 @@ class BlobWalk:
         return [f"{directory}/{entry.name}" for entry in entries if entry.is_directory]
 
     async def _look_below(self, directory: str) -> None:
-        """Notes what lies too deep to be a blob. Where there are no directories, finding that would cost a walk."""
+        """Notes what lies too deep to be a blob. Where there are no directories, and no `_listed`, it is not seen."""
         waiting = [directory]
         for _ in range(_DEPTH):
             waiting = [below for each in waiting for below in await self._directories_in(each)]

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import trio
 
 from layerfs.digest import HEX_LENGTHS, Digest
-from layerfs.driver.interface import Entries, StorageDriver
+from layerfs.driver.interface import Entries, Files, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, LayerfsError, NotRegularFile, PathNotFound
 from layerfs.layername import LINK_DIRECTORIES, LayerName, layer_name_at
 from layerfs.registry.links import LINK_LIMIT, read_links
@@ -59,6 +59,17 @@ class Look:
             self.unreadable(Fault(FaultKind.UNREADABLE, path), error)
             return []
         return sorted(entries, key=lambda entry: entry.name)
+
+    async def list_files(self, path: str) -> Files:
+        """The files in and below a directory, in order; none if there is no such directory."""
+        try:
+            files = await self.driver.list_files(path)
+        except (PathNotFound, NotRegularFile):
+            return []
+        except DriverError as error:
+            self.unreadable(Fault(FaultKind.UNREADABLE, path), error)
+            return []
+        return sorted(files, key=lambda info: info.path)
 
     async def list_many(self, paths: Sequence[str]) -> Listings:
         """`list` of each, in order."""

@@ -353,6 +353,10 @@ BREAKS: list[tuple[Break, FaultKind]] = [
 ]
 
 
+#: An object store has no temporary files, and there `_manifests` goes with the last manifest.
+ONLY_WITH_DIRECTORIES = {FaultKind.LEFT_OVER_TMP, FaultKind.REPO_WITHOUT_MANIFESTS}
+
+
 async def test_a_clean_registry_has_no_faults(registry: Registry) -> None:
     """Nothing is found where nothing is wrong, with or without --deep."""
     assert await kinds_of(registry) == []
@@ -361,9 +365,10 @@ async def test_a_clean_registry_has_no_faults(registry: Registry) -> None:
 
 @pytest.mark.parametrize(("damage", "kind"), BREAKS, ids=lambda value: getattr(value, "__name__", value))
 async def test_each_fault_is_found_alone(tree: Tree, registry: Registry, damage: Break, kind: FaultKind) -> None:
-    """One thing broken by hand is one fault of its kind, at its place."""
+    """One thing broken by hand is one fault of its kind, at its place, but for what only directories show."""
     place = await damage(tree)
-    assert await kinds_of(registry) == [(kind.value, place)]
+    is_seen = tree.driver.capabilities.directories or kind not in ONLY_WITH_DIRECTORIES
+    assert await kinds_of(registry) == ([(kind.value, place)] if is_seen else [])
 
 
 @pytest.mark.parametrize("damage", [corrupt, corrupt_manifest], ids=lambda value: value.__name__)
