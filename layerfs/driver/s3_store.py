@@ -42,6 +42,7 @@ from layerfs.errors import (
 )
 
 _UPLOAD_DATA: Final = re.compile(r"(?P<uploads>.*/_uploads/)[^/]+/data")
+_UPLOADS: Final = re.compile(r".*/_uploads")
 _UPLOAD_DIRECTORY: Final = re.compile(r".*/_uploads/[^/]+")
 
 #: Seconds without a change after which an upload of somebody else is not being written, and how often to look. If the
@@ -118,9 +119,11 @@ class Store:
 
     async def list(self, path: str) -> Entries:
         prefix = self._below(path)
-        names = await names_below(self.bucket.pages(path, prefix, delimiter="/"), prefix)
-        found = names or {}
-        exists = path == "/" or names is not None
+        names, begun = await gather(
+            [names_below(self.bucket.pages(path, prefix, delimiter="/"), prefix), self._begun_below(path)]
+        )
+        found = begun | (names or {})
+        exists = path == "/" or names is not None or bool(begun)
         if _UPLOAD_DIRECTORY.fullmatch(path) and "data" not in found:
             exists = await self._add_upload(f"{path}/data", found) or exists
         if not exists:
@@ -138,6 +141,17 @@ class Store:
         if not found and path != "/":
             raise PathNotFound(path)
         return found
+
+    async def _begun_below(self, path: str) -> dict[str, bool]:
+        """The directories in a directory of uploads that have an open upload: it may be all that is left there.
+
+        Registries that purge an upload delete its objects, and leave the parts.
+        """
+        if _UPLOADS.fullmatch(path) is None:
+            return {}
+        prefix = self._below(path)
+        keys = [upload.key.removeprefix(prefix).split("/") for upload in await self.bucket.list_uploads(path, prefix)]
+        return {key[0]: True for key in keys if key[1:] == ["data"]}
 
     async def _add_upload(self, path: str, found: dict[str, bool]) -> bool:
         if path not in self._live and not await self.bucket.list_uploads(path, self.bucket.key(path)):
