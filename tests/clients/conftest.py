@@ -1,4 +1,7 @@
-"""Clients of OCI image layouts, on `_oci` of a mount, and the same layouts in plain directories to compare with."""
+"""Clients of OCI image layouts, on `_oci` of a mount, and the same layouts in plain directories to compare with.
+
+What is mounted is where `--stores` says.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,12 @@ from harness.clients_layouts import Originals
 from harness.clients_target import Images, Target
 from harness.mount import Mount
 from harness.storage import Storage, copy_tree
+from harness.store_option import follow
+from harness.stores import Store
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    follow(metafunc)
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +29,11 @@ def originals(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="module")
-def fixture_mount(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+def fixture_mount(fixture_trees: Path, tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Mount]:
     """The fixture's storage, mounted with default options. Whoever changes it uses a repository of his own."""
     directory = tmp_path_factory.mktemp("fixture-mount")
-    storage = copy_tree(fixture_trees / "storage", directory / "storage")
-    with Mount(storage, directory / "mnt") as mount:
+    storage = Storage(copy_tree(fixture_trees / "storage", store.root(directory / "storage")))
+    with Mount(storage.source, directory / "mnt") as mount:
         yield mount
 
 

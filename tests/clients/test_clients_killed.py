@@ -16,7 +16,7 @@ from harness.bounded import attempt
 from harness.clients import COPY, skopeo_copy
 from harness.clients_layouts import Image, assert_complete, tags_of, write_layout
 from harness.clients_replays import ALL, Replay, ReplayBuildKit, ReplayProcess, ReplayUmoci, kill_after
-from harness.clients_served import assert_clean, assert_served, faults
+from harness.clients_served import assert_clean, assert_nothing_lost, assert_served, faults
 from harness.clients_target import Images, Target
 from harness.commands import run
 from harness.mount import COMMAND
@@ -26,7 +26,7 @@ from harness.tolerance import forgive_refusals
 
 def purge(target: Target) -> None:
     """What an operator does about what is left; without it registries would do so in a week."""
-    run(COMMAND, "purge-uploads", "--older-than", "0s", target.storage.root)
+    run(COMMAND, "purge-uploads", "--older-than", "0s", target.storage.source)
 
 
 # --- clients that are killed -------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def kill_after_each(target: Target, replay: type[Replay], images: Images, step: 
         count += step
     forgive_refusals(target.mount)  # of half an index, when the kernel closes it
     assert len(layouts) > 3
-    assert faults(target.storage) == []
+    assert_nothing_lost(target.storage)
     for layout in layouts:
         assert tags_of(layout) in ({}, {"v1": image.digest})
     with target.mount.tolerates("EPERM"):
@@ -103,7 +103,7 @@ def test_skopeo_is_killed(target: Target, images: Images, tmp_path: Path, call: 
     command = [*COPY, f"oci:{source}:v1", f"oci:{layout}:v1"]
     assert kill_client_at(call, number, command, tmp_path)
     forgive_refusals(target.mount)
-    assert faults(target.storage) == []
+    assert_nothing_lost(target.storage)
     assert tags_of(layout) == {}
     run(*command)
     assert_complete(layout, "v1", image)
@@ -121,7 +121,7 @@ def test_umoci_is_killed(target: Target, images: Images, tmp_path: Path, call: s
     command = ["umoci", "config", "--image", f"{layout}:v1", "--tag", "v2", "--author", "somebody"]
     assert kill_client_at(call, number, command, tmp_path)
     forgive_refusals(target.mount)
-    assert faults(target.storage) == []
+    assert_nothing_lost(target.storage)
     assert_complete(layout, "v1", image)
     run(*command)
     assert set(tags_of(layout)) == {"v1", "v2"}
@@ -205,6 +205,7 @@ def die_at_calls(target: Target, images: Images, directory: Path, sample: int | 
     assert_clean(target.storage)
 
 
+@pytest.mark.local("what a daemon does to its storage is told by the files of its system calls")
 def test_the_daemon_dies_under_skopeo(target: Target, images: Images, tmp_path: Path) -> None:
     """At some of the calls by which it stores a push, always the same ones."""
     die_at_calls(target, images, tmp_path, 4)
@@ -212,6 +213,7 @@ def test_the_daemon_dies_under_skopeo(target: Target, images: Images, tmp_path: 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
+@pytest.mark.local("what a daemon does to its storage is told by the files of its system calls")
 def test_the_daemon_dies_at_every_call(target: Target, images: Images, tmp_path: Path) -> None:
     """At each of them."""
     die_at_calls(target, images, tmp_path, None)

@@ -12,6 +12,8 @@ from harness.clients_layouts import Image, assert_complete, tags_of, write_layou
 from harness.clients_replays import ALL, ReplayProcess
 from harness.clients_served import assert_clean, assert_served
 from harness.clients_target import Images, Target
+from harness.storage import Storage
+from harness.stores import Store
 
 #: Seconds for all of them together.
 LIMIT = 80
@@ -73,12 +75,10 @@ def test_ten_skopeos_and_three_umocis(target: Target, images: Images, tmp_path: 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_many_more(mounts, tmp_path: Path, images: Images) -> None:
+def test_many_more(mounts, store: Store, tmp_path: Path, images: Images) -> None:
     """The same with 40 and 10, several times over."""
-    from harness.storage import Storage
-
     for number in range(5):
-        storage = Storage.create(tmp_path / f"storage-{number}")
+        storage = Storage.create(store.root(tmp_path / f"storage-{number}"))
         target = Target(storage, mounts(storage))
         directory = tmp_path / f"round-{number}"
         directory.mkdir()

@@ -209,9 +209,9 @@ def test_containerd_imports(source: Mount, originals: Originals, tmp_path: Path)
     assert blobs_of(layout, image.digest) == image.content
 
 
-def test_containerd_reads_its_store_from_a_mount(mounts, fixture_trees: Path, tmp_path: Path) -> None:
+def test_containerd_reads_its_store_from_a_mount(mounts, storage_copy, fixture_trees: Path, tmp_path: Path) -> None:
     """containerd runs with a repository's `_oci` for its content store, and gives what is in it."""
-    mount = mounts(fixture_trees / "storage", "--read-only")
+    mount = mounts(storage_copy(), "--read-only")
     [tag] = [each for each in told_tags(fixture_trees) if each.repository == "a"]
     with mount.tolerates("EROFS"), Containerd(tmp_path / "containerd", mount.path / "a/_oci") as containerd:
         assert containerd.ctr("version")
@@ -239,6 +239,7 @@ def test_a_copied_layout_is_one(source: Mount, originals: Originals, tmp_path: P
             shutil.rmtree(tmp_path / "target")
 
 
+@pytest.mark.local("the registry of these tests has its storage on this machine")
 def test_what_a_registry_pushes_is_read(mounts, storage: Storage, originals: Originals, tmp_path: Path) -> None:
     """An image that is pushed to the registry while the storage is mounted is in `_oci` as well."""
     mount = mounts(storage, "--metadata-ttl", "0")

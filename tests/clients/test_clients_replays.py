@@ -132,6 +132,7 @@ class ReplayUncollecting(ReplayRegctl):
         return iter(())
 
 
+@pytest.mark.local("files can be given another time")
 def test_regctl_collects_what_is_old(deletable: Target, images: Images, tmp_path: Path) -> None:
     """An hour later what no tag leads to goes from the repository, and what a tag leads to stays."""
     layout = deletable.new_layout("r")
@@ -219,9 +220,9 @@ def test_containerd_ingests_what_is_there(target: Target, images: Images) -> Non
     assert len(target.storage.uploads("r")) == 1
 
 
-def test_buildkit_reads_from_a_read_only_mount(mounts, fixture_trees: Path, originals: Originals) -> None:
+def test_buildkit_reads_from_a_read_only_mount(mounts, storage_copy, originals: Originals) -> None:
     """`--build-context oci-layout://` and `--cache-from type=local`: lock and probe fail with EROFS, as it wants."""
-    mount: Mount = mounts(fixture_trees / "storage", "--read-only")
+    mount: Mount = mounts(storage_copy(), "--read-only")
     layout = mount.path / "multi/arch/_oci"
     with pytest.raises(OSError, match="Read-only file system"):
         os.open(layout / "index.json.lock", os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o666)

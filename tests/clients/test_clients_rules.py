@@ -31,6 +31,7 @@ from harness.commands import opened, shell, wait_until, write_all
 from harness.images import OCI_IMAGE, digest, encode, oci_image, oci_index
 from harness.mount import Mount
 from harness.storage import Storage
+from harness.stores import Store
 from harness.tagged import TaggedMount, TaggedRepository
 
 LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
@@ -73,15 +74,15 @@ class Rooms(TaggedMount):
 
 
 @pytest.fixture(scope="module")
-def rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rooms]:
-    rooms = Rooms(tmp_path_factory.mktemp("rooms"))
+def rooms(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Rooms]:
+    rooms = Rooms(tmp_path_factory.mktemp("rooms"), store=store)
     with rooms.mount:
         yield rooms
 
 
 @pytest.fixture(scope="module")
-def deletable_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rooms]:
-    rooms = Rooms(tmp_path_factory.mktemp("deletable-rooms"), "--allow-delete")
+def deletable_rooms(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[Rooms]:
+    rooms = Rooms(tmp_path_factory.mktemp("deletable-rooms"), "--allow-delete", store=store)
     with rooms.mount:
         yield rooms
 
@@ -643,6 +644,7 @@ def make_old(storage: Storage, repository: str, name: str) -> None:
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - 3700))
 
 
+@pytest.mark.local("files can be given another time")
 def test_young_blobs_cannot_be_removed(deletable: Room, payload) -> None:
     """With --allow-delete: EBUSY while a client that is pushing may still need them, then the link goes."""
     content = payload(1000)
@@ -657,6 +659,7 @@ def test_young_blobs_cannot_be_removed(deletable: Room, payload) -> None:
     assert deletable.stored(digest(content)) == content
 
 
+@pytest.mark.local("files can be given another time")
 def test_blobs_in_use_cannot_be_removed(deletable: Room, images: Images) -> None:
     """EBUSY for all that a tag leads to, however old it is."""
     image = images.index()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.clients import skopeo_copy_to_directory
@@ -13,6 +15,7 @@ from harness.images import digest
 from harness.mount import COMMAND
 from harness.registry import DockerRegistry
 from harness.storage import Storage
+from harness.stored_path import StoredPath
 
 #: What no garbage collector may say of a storage in which everything is in use.
 NOTHING_TO_DELETE = re.compile(r"\b0 blobs and 0 manifests eligible for deletion")
@@ -20,7 +23,7 @@ NOTHING_TO_DELETE = re.compile(r"\b0 blobs and 0 manifests eligible for deletion
 
 def faults(storage: Storage) -> list[str]:
     """What `layerfs check --deep` finds: `kind place`."""
-    result = run(COMMAND, "check", "--deep", "--format", "json", storage.root, check=False)
+    result = run(COMMAND, "check", "--deep", "--format", "json", storage.source, check=False)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines, f"the check ended with {result.returncode}: {result.stderr}"
     assert lines[-1]["type"] == "summary", lines
@@ -35,6 +38,17 @@ def assert_clean(storage: Storage) -> None:
     assert found == [], found
 
 
+def assert_nothing_lost(storage: Storage) -> None:
+    """Nothing is wrong but pushes that were cut off, the last step of which is to put the manifest.
+
+    Without directories, a repository that was given all the blobs of an image looks like one that has lost it.
+    """
+    found = faults(storage)
+    if not storage.is_local:
+        found = [fault for fault in found if not fault.startswith("repo-without-manifests ")]
+    assert found == [], found
+
+
 def assert_served(
     storage: Storage, directory: Path, images: dict[tuple[str, str], Image], *, all_in_use: bool, orphans: int = 0
 ) -> None:
@@ -43,7 +57,7 @@ def assert_served(
     With `all_in_use`, its garbage collector finds nothing that is not needed. `layerfs check` finds nothing wrong but
     so many `orphans`: blobs that no repository has any more.
     """
-    with DockerRegistry(storage.root, directory) as registry:
+    with registry_on(storage, directory) as registry:
         for (repository, tag), image in images.items():
             _assert_pulled(registry, repository, tag, image, directory / "pulled")
         for repository in {name for name, _ in images}:
@@ -54,6 +68,26 @@ def assert_served(
             assert NOTHING_TO_DELETE.search(said), said
     found = faults(storage)
     assert [fault.split()[0] for fault in found] == ["orphan-blob"] * orphans, found
+
+
+@contextmanager
+def registry_on(storage: Storage, directory: Path) -> Iterator[DockerRegistry]:
+    """A registry that serves what is stored; of an object store a copy on this machine, where all of it can."""
+    root = storage.root
+    if isinstance(root, StoredPath):
+        root = _download(root, directory / "copy")
+    with DockerRegistry(root, directory) as registry:
+        yield registry
+
+
+def _download(root: StoredPath, target: Path) -> Path:
+    """All but unfinished uploads, which no registry serves, and not every store lets be read."""
+    target.mkdir(parents=True)
+    for name in root.files():
+        if "/_uploads/" not in name and not name.endswith("/.keep"):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes((root / name).read_bytes())
+    return target
 
 
 def tags_served(registry: DockerRegistry, repository: str) -> set[str]:
