@@ -112,7 +112,7 @@ _M_MMAP_THRESHOLD: Final = -3
 #: Bytes from which on a buffer is large: more than what the kernel sends in one write and asyncio receives at a time,
 #: or each of them would cost fresh pages; and bytes of free memory that are kept for the next ones.
 _LARGE_BUFFER: Final = 1536 << 10
-_KEPT_FREE: Final = 16 << 20
+_KEPT_FREE: Final = 4 << 20
 
 
 class _Phase(Enum):
