@@ -40,8 +40,6 @@ class Store(ABC):
     """A kind of storage, and where in it a registry can have its own."""
 
     name: str
-    #: Whether there are directories, modes, times, links and holes, and a file can be changed anywhere.
-    is_local = False
 
     @abstractmethod
     def root(self, directory: Path) -> Path | StoredPath:
@@ -52,7 +50,6 @@ class Local(Store):
     """Directories of this machine."""
 
     name = "local"
-    is_local = True
 
     def root(self, directory: Path) -> Path:
         return directory
