@@ -7,14 +7,15 @@ An upload is a directory (`paths.UploadDirectory`) that registries and other nod
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import trio
 
-from layerfs.driver.interface import FileInfo, StorageDriver
+from layerfs.driver.interface import Contents, FileInfo, Stats, StorageDriver
 from layerfs.errors import (
     ContentTooLarge,
     DriverError,
@@ -49,6 +50,10 @@ class UploadInfo:
     size: int
     modified_at: int
 
+
+_First = TypeVar("_First")
+_Second = TypeVar("_Second")
+_Third = TypeVar("_Third")
 
 # Named here because inside `UploadStore` the word `list` is its method.
 Uploads: TypeAlias = list[UploadInfo]
@@ -155,9 +160,7 @@ class UploadStore:
 
     async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
         places = [UploadDirectory(name, uuid) for uuid in uuids]
-        started = await self.driver.get_contents([place.started_at for place in places], limit=STARTED_AT_LIMIT)
-        names = await self.driver.get_contents([place.file_name for place in places], limit=FILE_NAME_LENGTH)
-        data = await self.driver.stat_many([place.data for place in places])
+        started, names, data = await self._look_at(places)
         found = [
             _upload_info(place, started_at, file_name, info)
             for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
@@ -166,6 +169,40 @@ class UploadStore:
             if isinstance(info, UploadInfo) and isinstance(file, FileInfo):
                 found[index] = replace(info, size=await size_before_lost_tail(self.driver, place, file))
         return found
+
+    async def _look_at(self, places: Sequence[UploadDirectory]) -> tuple[Contents, Contents, Stats]:
+        """What is stored of uploads: when they began, their names, and their bytes."""
+        driver = self.driver
+        started = functools.partial(driver.get_contents, [place.started_at for place in places], limit=STARTED_AT_LIMIT)
+        names = functools.partial(driver.get_contents, [place.file_name for place in places], limit=FILE_NAME_LENGTH)
+        data = functools.partial(driver.stat_many, [place.data for place in places])
+        if not driver.capabilities.listed_files:
+            return await started(), await names(), await data()
+        # Far away each is a way there and back, and the last one two of them.
+        return await _side_by_side(started, names, data)
+
+
+async def _side_by_side(
+    first: Callable[[], Awaitable[_First]],
+    second: Callable[[], Awaitable[_Second]],
+    third: Callable[[], Awaitable[_Third]],
+) -> tuple[_First, _Second, _Third]:
+    """The results of calls that are made at the same time. Raises the `DriverError` of the first that has failed."""
+    results: dict[int, Any] = {}
+    failures: dict[int, DriverError] = {}
+
+    async def call(number: int, function: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            results[number] = await function()
+        except DriverError as error:
+            failures[number] = error
+
+    async with trio.open_nursery() as nursery:
+        for number, function in enumerate((first, second, third)):
+            nursery.start_soon(call, number, function)
+    if failures:
+        raise failures[min(failures)]
+    return results[0], results[1], results[2]
 
 
 #: What says that a file is not there, or that no registry has put it there. All else says that it cannot be known.

@@ -123,6 +123,22 @@ async def test_the_size_of_an_upload_costs_two_requests(proxied: S3Driver, proxy
     assert proxy.counts == {"ListMultipartUploads": 1, "ListParts": 1}
 
 
+async def test_looking_at_an_upload_takes_two_ways_there_and_back(
+    proxied: S3Driver, proxy: S3Proxy, stored, drivers: Drivers
+) -> None:
+    """What is asked of it is asked at the same time; but its parts only when it is known."""
+    upload = await (await Registry.open(drivers(), create=True)).repository("a").layers.upload(file_name="layer")
+    await upload.write(b"content")
+    await upload.close_writer()
+    layers = (await Registry.open(proxied, create=True)).repository("a").layers
+    proxy.forget()
+    proxy.latency = 0.1
+    info = await layers.stat_upload(upload.uuid)
+    assert (info.file_name, info.size) == ("layer", 7)
+    assert proxy.counts == {"GetObject": 2, "ListMultipartUploads": 1, "ListParts": 1}
+    assert proxy.most_at_once == 3
+
+
 async def test_a_blob_is_never_looked_for_among_uploads(proxied: S3Driver, proxy: S3Proxy) -> None:
     """Also when it is missing."""
     with pytest.raises(PathNotFound):
