@@ -318,7 +318,7 @@ class LiveUploads:
     def forget(self, name: str, uuid: str) -> None:
         """The upload is no more."""
         self._live.pop((name, uuid), None)
-        self.changed(name)
+        self._amend(name, uuid, None)
 
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
         """Gives an upload another name, on every node."""
@@ -326,7 +326,9 @@ class LiveUploads:
         live = self.live(name, uuid)
         if live is not None:
             live.file_name = file_name
-        self.changed(name)
+        self.state.upload_listings.amend(
+            name, lambda infos: [replace(info, file_name=file_name) if info.uuid == uuid else info for info in infos]
+        )
 
     async def close(self) -> None:
         """Makes all that was written durable, at the end of the mount; what fails for one does not stop the others."""
@@ -382,6 +384,24 @@ class LiveUploads:
         """The writing handle of `live` is gone."""
         live.writer = None
         live.writer_gone.set()
+        upload = live.upload
+        if live.is_over:
+            return
+        if upload.is_usable and upload.is_flushed:
+            self._amend(upload.name, upload.uuid, _info_of(live))
+        else:
+            # Only storage knows how much of it there is.
+            self.changed(upload.name)
+
+    def _amend(self, name: str, uuid: str, info: UploadInfo | None) -> None:
+        """What is listed has an upload as it is now, or not any more: nobody need ask for all the others again."""
+
+        def amended(infos: Sequence[UploadInfo]) -> Sequence[UploadInfo]:
+            known = next((index for index, other in enumerate(infos) if other.uuid == uuid), len(infos))
+            changed = [*infos[:known], *([info] if info is not None else []), *infos[known + 1 :]]
+            return _with_distinct_names(changed)
+
+        self.state.upload_listings.amend(name, amended)
 
     async def _revive(self, name: str, uuid: str, file_name: str) -> LiveUpload:
         upload = await self.state.service(name).resume(uuid)
@@ -396,7 +416,7 @@ class LiveUploads:
         name, uuid = live.upload.name, live.upload.uuid
         handle = UploadHandle(self, name, live, flags)
         live.writer = handle
-        self.changed(name)
+        self._amend(name, uuid, _info_of(live))
         self.state.fresh_repositories.discard(name)
         return UploadFile(self, name, uuid, live.file_name, None, live.path), handle
 
@@ -596,7 +616,6 @@ class UploadHandle(Handle):
             await self._let_go(live)
         finally:
             self._view.writer_closed(live)
-            self._view.changed(self._repository)
 
     async def _let_go(self, live: LiveUpload) -> None:
         if live.is_over:
@@ -683,6 +702,12 @@ async def _store(live: LiveUpload) -> None:
         live.error = str(error)
     finally:
         live.storing = False
+
+
+def _info_of(live: LiveUpload) -> UploadInfo:
+    """A live upload as storage has it, if all of it is there."""
+    upload = live.upload
+    return UploadInfo(upload.name, upload.uuid, live.file_name, upload.started_at, upload.size, live.modified_at)
 
 
 def _with_distinct_names(infos: Sequence[UploadInfo]) -> Sequence[UploadInfo]:

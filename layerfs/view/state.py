@@ -100,6 +100,13 @@ class ExpiringListings(Generic[_Value]):
         if len(self._forgotten) > _LISTINGS_KEPT:
             self._forgotten_before = self._forgotten.popitem(last=False)[1]
 
+    def amend(self, name: str, change: Callable[[Sequence[_Value]], Sequence[_Value]]) -> None:
+        """After a change of our own, of which all is known: the listing as it is now, for as long as it is fresh."""
+        kept = self._kept.get(name)
+        self.forget(name)
+        if kept is not None:
+            self._kept[name] = (kept[0], change(kept[1]))
+
     def _entries(self) -> int:
         return sum(len(listing) for _, listing in self._kept.values())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from harness.images import digest
 from harness.mount import Mount
 
 MEBIBYTE = 1 << 20
@@ -31,3 +32,48 @@ def test_an_upload_is_read_ahead(mountable, mounts: Mounts, payload: Payload) ->
         assert os.read(descriptor, 4096) == b"more"
     finally:
         os.close(descriptor)
+
+
+def test_one_upload_more_costs_what_the_first_has_cost(mountable, mounts: Mounts) -> None:
+    """However many there are already, as long as what is known of those is fresh."""
+    mount = mounts(mountable.url, "--create", "--metadata-ttl", "60")
+    uploads = mount.path / "a/_uploads"
+    os.makedirs(mount.path / "a")
+    costs = []
+    for number in range(12):
+        mountable.forget()
+        (uploads / f"layer-{number}").write_bytes(b"content")
+        costs.append(len(mountable.relay.seen))
+    # The first finds out that there are none.
+    assert max(costs[2:]) <= costs[0]
+
+
+def test_a_listing_of_uploads_follows_what_is_done_here(mountable, mounts: Mounts) -> None:
+    """Names and sizes are right at once, whatever was listed a moment ago."""
+    mount = mounts(mountable.url, "--create", "--metadata-ttl", "60")
+    repository = mount.path / "a"
+    uploads = repository / "_uploads"
+    os.makedirs(repository)
+
+    def listed() -> dict[str, int]:
+        return {entry.name: entry.stat().st_size for entry in os.scandir(uploads)}
+
+    assert listed() == {}
+    (uploads / "one").write_bytes(b"1")
+    (uploads / "two").write_bytes(b"22")
+    assert listed() == {"one": 1, "two": 2}
+    with (uploads / "one").open("ab") as file:
+        file.write(b"11")
+        file.flush()
+        assert listed() == {"one": 3, "two": 2}
+    assert listed() == {"one": 3, "two": 2}
+    os.rename(uploads / "one", uploads / "three")
+    assert listed() == {"three": 3, "two": 2}
+    os.rename(uploads / "three", uploads / "two")
+    assert listed() == {"two": 3}
+    (uploads / "four").write_bytes(b"4444")
+    os.rename(uploads / "two", repository / "_layers" / digest(b"111"))
+    assert listed() == {"four": 4}
+    os.remove(uploads / "four")
+    assert listed() == {}
+    assert os.listdir(repository / "_layers") == [digest(b"111")]
