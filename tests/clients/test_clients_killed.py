@@ -50,7 +50,7 @@ def kill_after_each(target: Target, replay: type[Replay], images: Images, step: 
         assert tags_of(layout) in ({}, {"v1": image.digest})
     with target.mount.tolerates("EPERM"):
         for layout in layouts:
-            attempt(replay(layout, image, "v1").run)
+            attempt(replay(layout, image, "v1").run, seconds=60)
             assert_complete(layout, "v1", image)
     assert_clean(target.storage)
     purge(target)

@@ -28,6 +28,7 @@ from harness.registry import DockerRegistry
 # --- skopeo ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.also_on("s3")
 def test_skopeo_pushes_every_image(target: Target, originals: Originals, tmp_path: Path) -> None:
     """Images, indexes with all their images, artifacts and referrers: a registry serves all under the same digests."""
     expected = {}
@@ -174,6 +175,7 @@ def test_umoci_gc_takes_nothing_new(deletable: Target, originals: Originals, tmp
     assert_clean(deletable.storage)
 
 
+@pytest.mark.local("files can be given another time")
 def test_umoci_gc_takes_what_is_old(deletable: Target, originals: Originals, tmp_path: Path) -> None:
     """An hour later `umoci gc` removes it from the repository, and everything that a tag leads to stays."""
     layout = deletable.new_layout("base")

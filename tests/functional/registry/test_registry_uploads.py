@@ -34,6 +34,8 @@ from layerfs.errors import (
 )
 from layerfs.registry import LayerService, Registry
 
+pytestmark = pytest.mark.also_on("s3")
+
 NAME = "foo/bar"
 UUID = "f81d4fae-7dec-4d0a-a765-00a0c91e6bf6"
 OTHER = "0190b6a4-0000-7000-8000-000000000000"

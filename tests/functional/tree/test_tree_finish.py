@@ -10,6 +10,8 @@ import pytest
 from harness.shown import Shown, blob, link, opened
 from harness.storage import digest_of
 
+pytestmark = pytest.mark.also_on("s3")
+
 Payload = Callable[[int], bytes]
 
 CONTENT = b"the content of a layer " * 5000
