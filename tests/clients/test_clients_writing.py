@@ -326,6 +326,7 @@ def test_sed_and_jq_edit_the_index(target: Target, images: Images, tmp_path: Pat
     assert_served(target.storage, tmp_path / "registry", expected, all_in_use=True)
 
 
+@pytest.mark.local("the registry of this test has its storage on this machine")
 def test_nothing_is_seen_before_the_index(target: Target, images: Images, tmp_path: Path) -> None:
     """While a push is going on, a registry knows neither a tag nor a manifest, and no file that is being written."""
     image = images.image()

@@ -13,7 +13,8 @@ from harness.clients_layouts import MANIFEST_TYPES, Image
 from harness.commands import run
 from harness.images import digest
 from harness.mount import COMMAND
-from harness.registry import DockerRegistry
+from harness.object_stores import gateway
+from harness.registry import SIGNING_KEY, ConfiguredRegistry, DockerRegistry
 from harness.storage import Storage
 from harness.stored_path import StoredPath
 
@@ -72,11 +73,22 @@ def assert_served(
 
 @contextmanager
 def registry_on(storage: Storage, directory: Path) -> Iterator[DockerRegistry]:
-    """A registry that serves what is stored; of an object store a copy on this machine, where all of it can."""
+    """A registry that serves what is stored.
+
+    It has its storage in the same place; but Debian's cannot be told where Azure and Google are emulated, and gets a
+    copy on this machine of what is there.
+    """
     root = storage.root
-    if isinstance(root, StoredPath):
-        root = _download(root, directory / "copy")
-    with DockerRegistry(root, directory) as registry:
+    if not isinstance(root, StoredPath):
+        registry = DockerRegistry(root, directory)
+    elif root.store.name == "s3":
+        directory.mkdir(parents=True, exist_ok=True)
+        config = directory / "s3.yml"
+        config.write_text(gateway().registry_config(str(root), signing_key=SIGNING_KEY))
+        registry = ConfiguredRegistry(config, directory)
+    else:
+        registry = DockerRegistry(_download(root, directory / "copy"), directory)
+    with registry:
         yield registry
 
 
