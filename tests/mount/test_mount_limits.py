@@ -106,7 +106,7 @@ def test_a_listing_while_layers_come_and_go(repository: MountedRepository) -> No
 def test_many_uploads(repository: MountedRepository, count: int) -> None:
     """Many uploads in one repository are begun, listed by name, read, and cancelled."""
     if not repository.storage.is_local:
-        count //= 5  # each takes as many requests as there are others, to know that its name is new
+        count //= 5  # each takes some twenty requests
     shell('for i in $(seq "$2"); do echo $i > "$1/$i"; done', repository.path / "_uploads", count, timeout=400)
     assert set(repository.uploads) == {str(number) for number in range(1, count + 1)}
     assert repository.upload("37").read_bytes() == b"37\n"
