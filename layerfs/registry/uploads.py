@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
@@ -32,6 +32,7 @@ from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.lost_tail import size_before_lost_tail
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
+from layerfs.registry.small_files import SmallFiles
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
 
 
@@ -68,6 +69,7 @@ class UploadStore:
         self.blobs = blobs
         self.trust_hash_states = trust_hash_states
         self.hash_limiter = trio.CapacityLimiter(2)
+        self._small_files = SmallFiles(driver)
 
     async def create(self, name: str, *, file_name: str | None = None) -> LayerUpload:
         """Begins an upload to repository `name`; a `file_name` that is a UUID becomes its id.
@@ -112,11 +114,9 @@ class UploadStore:
     async def list(self, name: str) -> Uploads:
         """All uploads of repository `name`, the oldest first. What registries leave of cancelled ones is left out."""
         try:
-            entries = await self.driver.list(RepositoryDirectory(name).uploads)
+            found = await (self._find_listed(name) if self._lists_files else self._find_all(name))
         except (PathNotFound, NotRegularFile):
             return []
-        uuids = sorted(entry.name for entry in entries if entry.is_directory)
-        found = await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)])
         infos = [info for info in found if isinstance(info, UploadInfo)]
         failures = [failure for failure in found if isinstance(failure, DriverError)]
         if failures and not infos:
@@ -124,11 +124,32 @@ class UploadStore:
             raise failures[0]
         return sorted(infos, key=lambda info: (info.started_at or datetime.min.replace(tzinfo=UTC), info.uuid))
 
+    @property
+    def _lists_files(self) -> bool:
+        return self.driver.capabilities.listed_files
+
+    async def _find_all(self, name: str) -> FoundUploads:
+        entries = await self.driver.list(RepositoryDirectory(name).uploads)
+        uuids = sorted(entry.name for entry in entries if entry.is_directory)
+        return await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)])
+
+    async def _find_listed(self, name: str) -> FoundUploads:
+        """Where one request tells of a thousand files what they are: who has no `startedat` is not looked at."""
+        place = RepositoryDirectory(name).uploads
+        listed = {info.path: info for info in await self.driver.list_files(place)}
+        uuids = sorted({path[len(place) + 1 :].partition("/")[0] for path in listed})
+        begun = [uuid for uuid in uuids if is_upload_id(uuid) and UploadDirectory(name, uuid).started_at in listed]
+        return await self._stat_many(name, begun, listed)
+
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
         """Gives an upload another file name, on every node."""
         check_upload_name(file_name)
         await self.stat(name, uuid)
-        await self.driver.put_content(UploadDirectory(name, uuid).file_name, file_name.encode())
+        path = UploadDirectory(name, uuid).file_name
+        try:
+            await self.driver.put_content(path, file_name.encode())
+        finally:
+            self._small_files.forget(path)
 
     async def remove(self, name: str, uuid: str) -> None:
         """Deletes all that is stored of an upload. `startedat` goes last, so that it can be repeated after a crash."""
@@ -158,9 +179,11 @@ class UploadStore:
         else:
             raise LayerUploadBusy(name, uuid, "it was begun already")
 
-    async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
+    async def _stat_many(
+        self, name: str, uuids: Sequence[str], listed: Mapping[str, FileInfo] | None = None
+    ) -> FoundUploads:
         places = [UploadDirectory(name, uuid) for uuid in uuids]
-        started, names, data = await self._look_at(places)
+        started, names, data = await self._look_at(places, listed)
         found = [
             _upload_info(place, started_at, file_name, info)
             for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
@@ -170,13 +193,18 @@ class UploadStore:
                 found[index] = replace(info, size=await size_before_lost_tail(self.driver, place, file))
         return found
 
-    async def _look_at(self, places: Sequence[UploadDirectory]) -> tuple[Contents, Contents, Stats]:
+    async def _look_at(
+        self, places: Sequence[UploadDirectory], listed: Mapping[str, FileInfo] | None
+    ) -> tuple[Contents, Contents, Stats]:
         """What is stored of uploads: when they began, their names, and their bytes."""
         driver = self.driver
-        started = functools.partial(driver.get_contents, [place.started_at for place in places], limit=STARTED_AT_LIMIT)
-        names = functools.partial(driver.get_contents, [place.file_name for place in places], limit=FILE_NAME_LENGTH)
+        read = driver.get_contents
+        if listed is not None:
+            read = functools.partial(self._small_files.get_contents, listed=listed)
+        started = functools.partial(read, [place.started_at for place in places], limit=STARTED_AT_LIMIT)
+        names = functools.partial(read, [place.file_name for place in places], limit=FILE_NAME_LENGTH)
         data = functools.partial(driver.stat_many, [place.data for place in places])
-        if not driver.capabilities.listed_files:
+        if not self._lists_files:
             return await started(), await names(), await data()
         # Far away each is a way there and back, and the last one two of them.
         return await _side_by_side(started, names, data)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import pytest
 from harness.images import digest
 from harness.mount import Mount
 
+from layerfs.registry import Registry, small_files
+
 MEBIBYTE = 1 << 20
+#: In nanoseconds.
+TEN_SECONDS = 10_000_000_000
 
 Mounts = Callable[..., Mount]
 Payload = Callable[[int], bytes]
@@ -77,3 +82,36 @@ def test_a_listing_of_uploads_follows_what_is_done_here(mountable, mounts: Mount
     os.remove(uploads / "four")
     assert listed() == {}
     assert os.listdir(repository / "_layers") == [digest(b"111")]
+
+
+async def test_what_uploads_are_called_is_read_once(place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second listing asks for their sizes alone, and sees at once what is called otherwise, or has gone."""
+    monkeypatch.setattr(small_files, "_SETTLED_AFTER", -TEN_SECONDS)
+    driver = place.driver()
+    directory = "/docker/registry/v2/repositories/a/_uploads"
+    for number in range(10):
+        await driver.put_content(f"{directory}/{number}/startedat", b"2026-01-01T00:00:00Z")
+        await driver.put_content(f"{directory}/{number}/layerfs-name", b"layer-%d" % number)
+        await driver.put_content(f"{directory}/{number}/data", b"x" * number)
+    await driver.put_content(f"{directory}/ghost/hashstates/sha256/3", b"state")
+    uploads = (await Registry.open(driver, create=True)).repository("a").layers
+    named = {f"layer-{number}": number for number in range(10)}
+    assert {info.file_name: info.size for info in await uploads.uploads()} == named
+    place.forget()
+    assert {info.file_name: info.size for info in await uploads.uploads()} == named
+    assert len(place.relay.seen) == 1 + 10
+    await driver.put_content(f"{directory}/3/layerfs-name", b"another-3")
+    await driver.delete(f"{directory}/4")
+    expected = {name: size for name, size in named.items() if size not in (3, 4)} | {"another-3": 3}
+    assert {info.file_name: info.size for info in await uploads.uploads()} == expected
+
+
+async def test_a_name_that_changes_within_a_second_is_seen(place) -> None:
+    """The store's times and sizes do not show that it is another one."""
+    driver = place.driver()
+    directory = "/docker/registry/v2/repositories/a/_uploads/1"
+    await driver.put_content(f"{directory}/startedat", b"2026-01-01T00:00:00Z")
+    uploads = (await Registry.open(driver, create=True)).repository("a").layers
+    for name in ("one", "two", "six"):
+        await driver.put_content(f"{directory}/layerfs-name", name.encode())
+        assert [info.file_name for info in await uploads.uploads()] == [name]
