@@ -82,6 +82,8 @@ class LiveUpload:
         self.commit: Callable[[], Awaitable[None]] | None = None
         self.writer: UploadHandle | None = None
         self.writer_gone = trio.Event()
+        #: Who has it open for reading only.
+        self.readers: set[UploadHandle] = set()
         self.storing = False
         #: Set when the finish that is under way is over.
         self.finishing: trio.Event | None = None
@@ -199,7 +201,10 @@ class LiveUploads:
     async def open(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
         """Opens an upload. Raises `LayerUploadBusy` if it is to be written and somebody else is writing it."""
         if flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
-            return UploadHandle(self, name, self.live(name, uuid) or await self._revive(name, uuid, file_name), flags)
+            live = self.live(name, uuid) or await self._revive(name, uuid, file_name)
+            handle = UploadHandle(self, name, live, flags)
+            live.readers.add(handle)
+            return handle
         self.state.check_writable()
         return await self._open_for_writing(name, uuid, file_name, flags)
 
@@ -308,6 +313,8 @@ class LiveUploads:
     async def cancel(self, name: str, uuid: str) -> None:
         """Deletes an upload, even while it is being written."""
         live = self.live(name, uuid)
+        for handle in list(live.readers) if live is not None else []:
+            await handle.hold()
         try:
             upload = live.upload if live is not None else await self.state.service(name).resume(uuid)
             await upload.cancel()
@@ -607,8 +614,19 @@ class UploadHandle(Handle):
         if self._writes and self._live.writer is self and not self._live.is_over:
             await self._flush()
 
+    async def hold(self) -> None:
+        """Opens what is in storage, before it is removed: where files outlive their names it can be read on.
+
+        So far it may have been read from its writer, or not at all.
+        """
+        if self._reader is None and not self._reading.locked():
+            async with self._reading:
+                with contextlib.suppress(LayerfsError):
+                    await self._renew_reader()
+
     async def release(self) -> None:
         live = self._live
+        live.readers.discard(self)
         self._close_reader()
         if live.writer is not self:
             return

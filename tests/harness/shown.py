@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
+from harness.handmade import put_data
 from harness.mount import Mount
 from harness.storage import digest_of, holds
 from harness.stored_path import StoredPath
@@ -143,6 +144,22 @@ class Shown(ABC):
     def changing_what_is_there(self) -> AbstractContextManager[None]:
         """The body overwrites or cuts an upload: it must fail with EINVAL where storage can only append."""
         return nullcontext() if self.has_random_writes else self.refused(errno.EINVAL)
+
+    @contextmanager
+    def gone_from_object_stores(self) -> Iterator[None]:
+        """The body reads what was removed: it may fail with EIO where storage gives nothing more of that."""
+        if self.has_random_writes:
+            yield
+            return
+        with self.tolerated(errno.EIO):
+            try:
+                yield
+            except OSError as error:
+                assert error.errno == errno.EIO, error
+
+    @abstractmethod
+    def tolerated(self, code: int) -> AbstractContextManager[None]:
+        """This errno may be in the log after the body."""
 
     @abstractmethod
     async def put(self, path: str, content: bytes) -> None: ...
@@ -365,8 +382,14 @@ class InProcess(Shown):
     def refused(self, *codes: int) -> AbstractContextManager[None]:
         return _refused(codes)
 
+    def tolerated(self, code: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
     async def put(self, path: str, content: bytes) -> None:
-        await self._driver.put_content(path, content)
+        if path.endswith("/data") and "/_uploads/" in path:
+            await put_data(self._driver, path, content)
+        else:
+            await self._driver.put_content(path, content)
 
     async def get(self, path: str) -> bytes | None:
         try:
@@ -539,6 +562,9 @@ class Mounted(Shown):
     def refused(self, *codes: int) -> AbstractContextManager[None]:
         # What the kernel answers by itself is in no log.
         return _refused(codes) if errno.EEXIST in codes else self.mount.refused(*codes)
+
+    def tolerated(self, code: int) -> AbstractContextManager[None]:
+        return self.mount.tolerates(errno.errorcode[code])
 
     async def put(self, path: str, content: bytes) -> None:
         place = self._storage / path[1:]
