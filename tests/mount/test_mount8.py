@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ class Machine:
 
     def mount(self, options: str = "rw", kind: str = "layerfs", *, code: int = OK) -> str:
         """`mount -t KIND -o OPTIONS`, which must exit with `code`; gives what it said."""
-        result = self.run("mount", "-t", kind, self.storage.root, self.place, "-o", options, check=False)
+        result = self.run("mount", "-t", kind, self.storage.source, self.place, "-o", options, check=False)
         assert result.returncode == code, result.stderr
         return result.stderr
 
@@ -101,15 +102,19 @@ def test_mount_and_umount(machine: Machine) -> None:
     assert machine.run("ls", machine.place).stdout == "r\n"
     assert machine.run("stat", "-c", "%a", machine.place).stdout == "700\n"
     [mounted] = machine.mounted()
-    assert (mounted["fstype"], mounted["source"]) == ("fuse.layerfs", str(machine.storage.root))
+    assert (mounted["fstype"], mounted["source"]) == ("fuse.layerfs", machine.storage.source.partition("?")[0])
     assert {"ro", "nosuid", "nodev"} <= {*mounted["options"].split(",")}
     machine.umount()
 
 
-def test_fstab(machine: Machine) -> None:
+def test_fstab(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A line of fstab by its mountpoint, and by `mount -a`, which does nothing where it is mounted."""
+    # With parameters it would not be what the table of mounts shows.
+    source, _, parameters = machine.storage.source.partition("?")
+    if parameters:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", parameters.removeprefix("endpoint_url="))
     machine.fstab.write_text(
-        f"{machine.storage.root} {machine.place} layerfs ro,_netdev,nofail,x-systemd.automount,metadata_ttl=5 0 0\n"
+        f"{source} {machine.place} layerfs ro,_netdev,nofail,x-systemd.automount,metadata_ttl=5 0 0\n"
     )
     machine.run("mount", "-T", machine.fstab, machine.place)
     machine.umount()
@@ -148,8 +153,8 @@ def test_remounting(machine: Machine) -> None:
 
 def test_only_pretending(machine: Machine) -> None:
     """`mount -f` says whether the options are right; `-v` what would be done."""
-    result = machine.run("mount", "-fv", "-t", "layerfs", machine.storage.root, machine.place)
-    assert f"layerfs mount --daemon -o rw -- {machine.storage.root} {machine.place}" in result.stdout
+    result = machine.run("mount", "-fv", "-t", "layerfs", machine.storage.source, machine.place)
+    assert f"layerfs mount --daemon -o rw -- {shlex.quote(machine.storage.source)} {machine.place}" in result.stdout
     assert (
         machine.run("mount", "-f", "-t", "layerfs", "-o", "bogus", "s", machine.place, check=False).returncode == USAGE
     )
@@ -173,6 +178,7 @@ def test_by_mount_fuse3(machine: Machine) -> None:
     machine.umount()
 
 
+@pytest.mark.local("whose the storage is")
 def test_a_daemon_without_privileges(machine: Machine, tmp_path: Path) -> None:
     """mount.fuse3 mounts as root; the daemon gets /dev/fd/N, is another user, and has no capability."""
     # A daemon that is nobody has to reach the program, the storage and nothing else.
@@ -207,11 +213,12 @@ def _may_pass(path: Path) -> bool:
 @pytest.mark.parametrize("name", ["/dev/fd/0", "/dev/fd/99"])
 def test_a_descriptor_that_is_no_mount(storage: Storage, name: str) -> None:
     """Is refused: only /dev/fuse will do."""
-    result = run(COMMAND, "mount", storage.root, name, check=False)
+    result = run(COMMAND, "mount", storage.source, name, check=False)
     assert result.returncode == USAGE
     assert "is not /dev/fuse" in result.stderr
 
 
+@pytest.mark.local("a configuration of the filesystem driver; others are in tests/functional")
 def test_a_registrys_configuration(machine: Machine, tmp_path: Path) -> None:
     """`none` stands for SOURCE where `config=` says what it is."""
     file = tmp_path / "registry.yml"
@@ -231,6 +238,7 @@ def test_a_file_of_options(machine: Machine, tmp_path: Path) -> None:
     machine.umount()
 
 
+@pytest.mark.local("whose the storage is")
 def test_a_user_mounts_and_unmounts(machine: Machine, tmp_path: Path) -> None:
     """Where fstab says `user`, an ordinary user may: mount(8) runs the helper as him."""
     for directory in (tmp_path, *tmp_path.parents):

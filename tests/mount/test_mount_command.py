@@ -59,24 +59,25 @@ def test_create(mounts, tmp_path: Path) -> None:
 
 def test_a_mountpoint_that_is_missing(storage: Storage, tmp_path: Path) -> None:
     """It says which."""
-    assert str(tmp_path / "nothing") in refused(storage.root, tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in refused(storage.source, tmp_path / "nothing")
 
 
 def test_a_mountpoint_that_is_not_empty(storage: Storage, tmp_path: Path) -> None:
     """Refused: it would hide files."""
     (tmp_path / "mnt").mkdir()
     (tmp_path / "mnt/file").write_text("x")
-    assert str(tmp_path / "mnt") in refused(storage.root, tmp_path / "mnt")
+    assert str(tmp_path / "mnt") in refused(storage.source, tmp_path / "mnt")
 
 
 def test_a_mountpoint_that_is_mounted(mounts, storage: Storage) -> None:
     """A second mount on the same place is refused, and the first one lives."""
     storage.make_repository("r")
     mount: Mount = mounts(storage)
-    refused(storage.root, mount.path)
+    refused(storage.source, mount.path)
     assert os.listdir(mount.path) == ["r"]
 
 
+@pytest.mark.local("an object store is in no directory")
 @pytest.mark.parametrize("place", ["", "docker", "docker/registry/v2/repositories/mnt", ".."])
 def test_a_mountpoint_and_storage_in_one_another(storage: Storage, place: str) -> None:
     """Onto, below or above the storage itself: refused, or the daemon would wait for itself."""
@@ -87,6 +88,7 @@ def test_a_mountpoint_and_storage_in_one_another(storage: Storage, place: str) -
     assert snapshot(storage.root) == before
 
 
+@pytest.mark.local("an object store is in no directory")
 def test_a_symlink_into_the_storage_as_mountpoint(storage: Storage, tmp_path: Path) -> None:
     """The same by another name."""
     (storage.root / "mnt").mkdir()
@@ -100,7 +102,7 @@ def test_daemon(storage: Storage, tmp_path: Path) -> None:
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     try:
-        run(COMMAND, "mount", storage.root, mountpoint, "--daemon")
+        run(COMMAND, "mount", storage.source, mountpoint, "--daemon")
         assert os.listdir(mountpoint) == ["r"]
         run(COMMAND, "umount", mountpoint)
         assert os.listdir(mountpoint) == []
@@ -172,7 +174,7 @@ def test_options_by_dash_o(mounts, storage: Storage) -> None:
 
 def test_text_log(storage: Storage, tmp_path: Path) -> None:
     """`--log-format text` is for people: no JSON."""
-    with Mount(storage.root, tmp_path / "mnt", "--log-format", "text") as mount:
+    with Mount(storage.source, tmp_path / "mnt", "--log-format", "text") as mount:
         said = mount.log_path.read_text().splitlines()
     assert said
     assert not any(line.startswith("{") for line in said)
