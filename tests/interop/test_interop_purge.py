@@ -95,7 +95,7 @@ UPLOADS = [
     Upload("a little too old", uuid(7), ago(7.01), True, True),
     # What both keep.
     Upload("young", uuid(10), ago(1), False, False, idle=0),
-    Upload("young, idle ever since", uuid(11), ago(6.99), False, False, idle=6.99),
+    Upload("young, idle ever since", uuid(11), ago(6.9), False, False, idle=6.9),
     Upload("of the future", uuid(12), ago(-3), False, False, idle=0),
     Upload("without startedat, young", uuid(13), None, False, False, idle=6),
     Upload("ghost, young", uuid(14), None, False, False, data=None, idle=1),
