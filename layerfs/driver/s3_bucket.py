@@ -63,7 +63,13 @@ _ATTEMPTS: Final = 3
 #: For what makes the store copy bytes, or delete many objects, which it does without a word.
 _PATIENT_READ_TIMEOUT: Final = 300
 _PATIENT_DEADLINE: Final = 900.0
-_PATIENT_OPERATIONS: Final = ("CompleteMultipartUpload", "CopyObject", "DeleteObjects", "UploadPartCopy")
+#: By the SDK's methods, S3's names of them.
+_PATIENT_OPERATIONS: Final = {
+    "complete_multipart_upload": "CompleteMultipartUpload",
+    "copy_object": "CopyObject",
+    "delete_objects": "DeleteObjects",
+    "upload_part_copy": "UploadPartCopy",
+}
 #: Bytes in a second below which a line counts as broken.
 _SLOWEST_LINE: Final = MEBIBYTE // 4
 
@@ -485,9 +491,7 @@ class Bucket:
             return await self._request(operation, path, **parameters)
 
     async def _request(self, operation: str, path: str, *, length: int = 0, **parameters: Any) -> Any:
-        deadline = self._deadline
-        if operation in {"complete_multipart_upload", "copy_object", "delete_objects", "upload_part_copy"}:
-            deadline = _PATIENT_DEADLINE
+        deadline = _PATIENT_DEADLINE if operation in _PATIENT_OPERATIONS else self._deadline
         try:
             async with asyncio.timeout(deadline + length / _SLOWEST_LINE):
                 client = await self._open()
@@ -558,7 +562,7 @@ class Bucket:
             raise s3_error(error, "/", store=self.description) from error
         self._endpoint = client.meta.endpoint_url
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
-        for operation in _PATIENT_OPERATIONS:
+        for operation in _PATIENT_OPERATIONS.values():
             client.meta.events.register(f"before-call.s3.{operation}", _be_patient)
         return client
 

@@ -5,7 +5,12 @@ Without it they are on this machine, and a few, those with `also_on`, on an obje
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from harness.object_stores import gateway
+from harness.remote import RemoteRegistry
+from harness.s3_proxy import S3Proxy
 from harness.store_option import chosen_for, parametrize
 
 
@@ -22,3 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         mark = item.get_closest_marker("local")
         if mark is not None and item.get_closest_marker("on_store") and not item.get_closest_marker("skip"):
             item.add_marker(pytest.mark.skip(reason=f"local: {mark.args[0]}"))
+
+
+@pytest.fixture
+def proxy() -> Iterator[S3Proxy]:
+    """The way to an object store, which counts, delays and breaks."""
+    with S3Proxy(gateway().endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def remote(proxy: S3Proxy) -> RemoteRegistry:
+    """An empty registry on S3."""
+    return RemoteRegistry(gateway(), proxy)

@@ -31,18 +31,6 @@ FEW = 100
 Mounts = Callable[..., Mount]
 
 
-@pytest.fixture
-def proxy() -> Iterator[S3Proxy]:
-    with S3Proxy(gateway().endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def remote(proxy: S3Proxy) -> RemoteRegistry:
-    """An empty registry on S3."""
-    return RemoteRegistry(gateway(), proxy)
-
-
 @pytest.fixture(scope="module")
 def many() -> Iterator[tuple[RemoteRegistry, list[str]]]:
     """A registry with a repository of many layers, and another one with some of them."""

@@ -6,16 +6,14 @@ The kernel asks again for the page that a program waits for, when what it has re
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness.bounded import attempt
 from harness.commands import wait_until
 from harness.mount import Mount
-from harness.object_stores import gateway
 from harness.remote import RemoteRegistry, blob_key
-from harness.s3_proxy import S3Proxy
 from harness.tolerance import forgive_refusals
 from harness.workload import content
 
@@ -24,18 +22,6 @@ DEADLINE = 2
 SLACK = 1.5
 
 LAYER = content("layer", 3 << 20)
-
-
-@pytest.fixture
-def proxy() -> Iterator[S3Proxy]:
-    with S3Proxy(gateway().endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def remote(proxy: S3Proxy) -> RemoteRegistry:
-    """An empty registry on S3."""
-    return RemoteRegistry(gateway(), proxy)
 
 
 def _read_at(path: Path, length: int, offset: int) -> bytes:

@@ -8,14 +8,12 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from harness.mount import COMMAND, Mount
-from harness.object_stores import gateway
 from harness.remote import RemoteRegistry, blob_key, link_key
-from harness.s3_proxy import S3Proxy
 from harness.storage import digest_of
 
 MIB = 1 << 20
@@ -24,18 +22,6 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
-
-
-@pytest.fixture
-def proxy() -> Iterator[S3Proxy]:
-    with S3Proxy(gateway().endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def remote(proxy: S3Proxy) -> RemoteRegistry:
-    """An empty registry on S3."""
-    return RemoteRegistry(gateway(), proxy)
 
 
 class LocalRegistry:
