@@ -102,7 +102,7 @@ async def summarize(registry: Registry, name: str) -> RepositorySummary:
         name,
         len(await repository.tags.list()),
         len(await repository.layers.list()),
-        len(await repository.layers.uploads()),
+        len(await repository.layers.upload_names()),
     )
 
 

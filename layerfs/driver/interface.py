@@ -68,16 +68,22 @@ class Capabilities:
     random_writes: bool
     #: `list_files` costs hardly more than `list`, and less than asking for the files one by one.
     listed_files: bool = False
+    #: `list_files` tells of all files what `stat` tells, also of those that grow.
+    listed_uploads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What is at a path. `size` in bytes, 0 for a directory; `modified_at` in nanoseconds since 1970, 0 if unknown."""
+    """What is at a path. `size` in bytes, 0 for a directory; `modified_at` in nanoseconds since 1970, 0 if unknown.
+
+    `version` is another one whenever the bytes are; None where the backend does not tell it with the rest.
+    """
 
     path: str
     is_directory: bool
     size: int
     modified_at: int
+    version: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,9 @@ class Store(Protocol):
 class ObjectStoreDriver(StorageDriver):
     """What lies below a prefix in an object store. Nothing is asked of the store before the first call."""
 
-    capabilities = Capabilities(directories=False, append=True, random_writes=False, listed_files=True)
+    capabilities = Capabilities(
+        directories=False, append=True, random_writes=False, listed_files=True, listed_uploads=True
+    )
 
     def __init__(self, name: str, place: str, store: Store) -> None:
         """`place` is what the storage is called in the list of threads."""

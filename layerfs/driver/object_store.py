@@ -61,10 +61,10 @@ class ObjectStore(ABC, Generic[_Upload]):
             return FileInfo(path, True, 0, 0)
         live = self._live.get(path)
         if live is not None:
-            return FileInfo(path, False, live.size, live.modified_at)
+            return _live_info(live)
         found = await self._find(path)
         if found is not None:
-            return FileInfo(path, False, found.size, found.modified_at)
+            return _file_info(path, found)
         await self._check_directory(path)
         return FileInfo(path, True, 0, 0)
 
@@ -101,11 +101,12 @@ class ObjectStore(ABC, Generic[_Upload]):
         if not found and path != "/":
             raise PathNotFound(path)
         above = path.rstrip("/")
-        return [
-            FileInfo(f"{above}/{name}", False, each_object.size, each_object.modified_at)
-            for name, each_object in found.items()
-            if all(map(is_component, name.split("/"))) and not self._is_hidden(name)
-        ]
+        shown = [name for name in found if all(map(is_component, name.split("/"))) and not self._is_hidden(name)]
+        return [self._listed_info(f"{above}/{name}", found[name]) for name in shown]
+
+    def _listed_info(self, path: str, found: StoredObject) -> FileInfo:
+        live = self._live.get(path)
+        return _live_info(live) if live is not None else _file_info(path, found)
 
     async def _find(self, path: str) -> StoredObject | None:
         try:
@@ -293,3 +294,12 @@ class ObjectStore(ABC, Generic[_Upload]):
         async for below in self._objects.pages(path, f"{key}/"):
             keys += [found for found in below.objects if found not in keys]
         return keys
+
+
+def _file_info(path: str, found: StoredObject) -> FileInfo:
+    return FileInfo(path, False, found.size, found.modified_at, found.etag or None)
+
+
+def _live_info(live: ObjectUpload) -> FileInfo:
+    """What is written here, with what is not stored yet."""
+    return FileInfo(live.path, False, live.size, live.modified_at)

@@ -13,13 +13,17 @@ must allow more time than uploads are given by whoever purges them: 30 days, say
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from layerfs.driver.object_driver import ObjectStoreDriver
 from layerfs.driver.s3_options import S3Options
 from layerfs.driver.s3_store import Store
 
 
 class S3Driver(ObjectStoreDriver):
-    """What lies below a prefix in a bucket."""
+    """What lies below a prefix in a bucket. Its listings of objects do not tell of open uploads."""
+
+    capabilities = replace(ObjectStoreDriver.capabilities, listed_uploads=False)
 
     def __init__(self, options: S3Options) -> None:
         super().__init__("s3", options.bucket, Store(options))

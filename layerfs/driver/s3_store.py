@@ -137,7 +137,7 @@ class Store:
         async for page in self.bucket.pages(path, prefix):
             for key, each_object in page.objects.items():
                 if all(map(is_component, key[len(prefix) :].split("/"))):
-                    found.append(FileInfo(self.bucket.path(key), False, each_object.size, each_object.modified_at))
+                    found.append(_file_info(self.bucket.path(key), each_object))
         if not found and path != "/":
             raise PathNotFound(path)
         return found
@@ -172,7 +172,7 @@ class Store:
             found = await self.bucket.head(path)
         except PathNotFound:
             return None
-        return FileInfo(path, False, found.size, found.modified_at)
+        return _file_info(path, found)
 
     async def _find_left(self, path: str) -> StoredUpload | None:
         """An upload that this process has written before, if it is still open: found by one request, not two."""
@@ -496,6 +496,10 @@ class Store:
         async for below in self.bucket.pages(path, f"{key}/"):
             keys += below.objects
         return keys
+
+
+def _file_info(path: str, found: StoredObject) -> FileInfo:
+    return FileInfo(path, False, found.size, found.modified_at, found.etag or None)
 
 
 def _uploads_of(path: str) -> str | None:

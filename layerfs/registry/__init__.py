@@ -9,7 +9,7 @@ from layerfs.registry.layers import Layer, LayerInfo, LayerService
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.registry import Listing, Registry, Repository
 from layerfs.registry.tags import Tag, TagService
-from layerfs.registry.uploads import UploadInfo
+from layerfs.registry.uploads import ListedUpload, UploadInfo
 
 __all__ = [
     "BlobInfo",
@@ -18,6 +18,7 @@ __all__ = [
     "LayerInfo",
     "LayerService",
     "LayerUpload",
+    "ListedUpload",
     "Listing",
     "ManifestInfo",
     "ManifestService",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -28,7 +29,7 @@ from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.links import link_fits, raise_if_all_failed, read_link, read_links
 from layerfs.registry.paths import LayerLink, RepositoryDirectory
 from layerfs.registry.repositories import link_layer, make_repository
-from layerfs.registry.uploads import UploadInfo, UploadStore
+from layerfs.registry.uploads import FoundUploads, ListedUpload, ListedUploads, UploadInfo, UploadStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,17 @@ class LayerService:
     async def uploads(self) -> Uploads:
         """The unfinished uploads, the oldest first."""
         return await self._uploads.list(self.name)
+
+    async def upload_names(self) -> ListedUploads:
+        """As `uploads`, but where each would have to be asked for how long it is, it is not asked."""
+        return await self._uploads.list_names(self.name)
+
+    async def stat_listed(self, listed: Sequence[ListedUpload]) -> FoundUploads:
+        """Unfinished uploads that were listed a moment ago, as they are now, in order.
+
+        None stands for those that are gone, an error for those of which it cannot be known.
+        """
+        return await self._uploads.stat_listed(self.name, listed)
 
     async def stat_upload(self, uuid: str) -> UploadInfo:
         """An unfinished upload as storage has it. Raises `LayerUploadUnknown`."""

@@ -206,7 +206,7 @@ class Registry:
         listing = await self.list(name)
         if listing.components:
             raise RepositoryNotEmpty(name, f"repository {name}/{listing.components[0]}")
-        if await self.repository(name).layers.uploads():
+        if await self.repository(name).layers.upload_names():
             raise RepositoryNotEmpty(name, "uploads")
         directory = RepositoryDirectory(name)
         for entry in await self.driver.list(directory.path):

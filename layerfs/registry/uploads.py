@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
@@ -52,6 +52,21 @@ class UploadInfo:
     modified_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class ListedUpload:
+    """An upload as a listing shows it. `info` is None where the listing does not tell how long it is."""
+
+    uuid: str
+    file_name: str
+    started_at: datetime | None
+    info: UploadInfo | None
+
+    @property
+    def age(self) -> tuple[datetime, str]:
+        """The oldest first, in the same order for everybody."""
+        return self.started_at or datetime.min.replace(tzinfo=UTC), self.uuid
+
+
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
 _Third = TypeVar("_Third")
@@ -59,6 +74,7 @@ _Third = TypeVar("_Third")
 # Named here because inside `UploadStore` the word `list` is its method.
 Uploads: TypeAlias = list[UploadInfo]
 FoundUploads: TypeAlias = list[UploadInfo | DriverError | None]
+ListedUploads: TypeAlias = list[ListedUpload]
 
 
 class UploadStore:
@@ -113,16 +129,43 @@ class UploadStore:
 
     async def list(self, name: str) -> Uploads:
         """All uploads of repository `name`, the oldest first. What registries leave of cancelled ones is left out."""
+        listed = await self.list_names(name)
+        missing = [upload for upload in listed if upload.info is None]
+        found = await self.stat_listed(name, missing)
+        infos = _that_could_be_known([*(upload.info for upload in listed if upload.info is not None), *found])
+        age = {upload.uuid: upload.age for upload in listed}
+        return sorted(infos, key=lambda info: age[info.uuid])
+
+    async def list_names(self, name: str) -> ListedUploads:
+        """As `list`, but where each upload would have to be asked for how long it is, it is not asked."""
         try:
-            found = await (self._find_listed(name) if self._lists_files else self._find_all(name))
+            if self._lists_files:
+                return await self._list_files(name)
+            infos = _that_could_be_known(await self._find_all(name))
         except (PathNotFound, NotRegularFile):
             return []
-        infos = [info for info in found if isinstance(info, UploadInfo)]
-        failures = [failure for failure in found if isinstance(failure, DriverError)]
-        if failures and not infos:
-            # One bad upload is left out; if nothing else is left, the listing has failed.
-            raise failures[0]
-        return sorted(infos, key=lambda info: (info.started_at or datetime.min.replace(tzinfo=UTC), info.uuid))
+        return sorted((_listed(info) for info in infos), key=lambda upload: upload.age)
+
+    async def stat_listed(self, name: str, listed: Sequence[ListedUpload]) -> FoundUploads:
+        """Uploads that were listed a moment ago, as they are now; in order. None stands for those that are gone.
+
+        Of each only the bytes are asked for, all at the same time.
+        """
+        places = [UploadDirectory(name, upload.uuid) for upload in listed]
+        data = await self.driver.stat_many([place.data for place in places])
+        found: dict[str, UploadInfo | DriverError | None] = {}
+        for upload, place, file in zip(listed, places, data, strict=True):
+            if isinstance(file, FileInfo):
+                size = await size_before_lost_tail(self.driver, place, file)
+                found[upload.uuid] = UploadInfo(
+                    name, upload.uuid, upload.file_name, upload.started_at, size, file.modified_at
+                )
+            elif not isinstance(file, _ABSENT):
+                found[upload.uuid] = file
+        # These never had any, or are finished or cancelled.
+        without = [upload.uuid for upload in listed if upload.uuid not in found]
+        found |= zip(without, await self._stat_many(name, without), strict=True)
+        return [found[upload.uuid] for upload in listed]
 
     @property
     def _lists_files(self) -> bool:
@@ -133,13 +176,25 @@ class UploadStore:
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
         return await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)])
 
-    async def _find_listed(self, name: str) -> FoundUploads:
+    async def _list_files(self, name: str) -> ListedUploads:
         """Where one request tells of a thousand files what they are: who has no `startedat` is not looked at."""
         place = RepositoryDirectory(name).uploads
-        listed = {info.path: info for info in await self.driver.list_files(place)}
-        uuids = sorted({path[len(place) + 1 :].partition("/")[0] for path in listed})
-        begun = [uuid for uuid in uuids if is_upload_id(uuid) and UploadDirectory(name, uuid).started_at in listed]
-        return await self._stat_many(name, begun, listed)
+        files = {info.path: info for info in await self.driver.list_files(place)}
+        uuids = sorted({path[len(place) + 1 :].partition("/")[0] for path in files})
+        begun = [UploadDirectory(name, uuid) for uuid in uuids if is_upload_id(uuid)]
+        places = [directory for directory in begun if directory.started_at in files]
+        paths = [place.started_at for place in places] + [place.file_name for place in places]
+        contents = await self._small_files.get_contents(paths, files, limit=max(STARTED_AT_LIMIT, FILE_NAME_LENGTH))
+        found = [
+            _upload_info(place, started_at, file_name, files.get(place.data, PathNotFound(place.data)))
+            for place, started_at, file_name in zip(
+                places, contents[: len(places)], contents[len(places) :], strict=True
+            )
+        ]
+        listed = [_listed(info) for info in _that_could_be_known(found)]
+        if not self.driver.capabilities.listed_uploads:
+            listed = [replace(upload, info=None) for upload in listed]
+        return sorted(listed, key=lambda upload: upload.age)
 
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
         """Gives an upload another file name, on every node."""
@@ -179,11 +234,9 @@ class UploadStore:
         else:
             raise LayerUploadBusy(name, uuid, "it was begun already")
 
-    async def _stat_many(
-        self, name: str, uuids: Sequence[str], listed: Mapping[str, FileInfo] | None = None
-    ) -> FoundUploads:
+    async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
         places = [UploadDirectory(name, uuid) for uuid in uuids]
-        started, names, data = await self._look_at(places, listed)
+        started, names, data = await self._look_at(places)
         found = [
             _upload_info(place, started_at, file_name, info)
             for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
@@ -193,16 +246,11 @@ class UploadStore:
                 found[index] = replace(info, size=await size_before_lost_tail(self.driver, place, file))
         return found
 
-    async def _look_at(
-        self, places: Sequence[UploadDirectory], listed: Mapping[str, FileInfo] | None
-    ) -> tuple[Contents, Contents, Stats]:
+    async def _look_at(self, places: Sequence[UploadDirectory]) -> tuple[Contents, Contents, Stats]:
         """What is stored of uploads: when they began, their names, and their bytes."""
         driver = self.driver
-        read = driver.get_contents
-        if listed is not None:
-            read = functools.partial(self._small_files.get_contents, listed=listed)
-        started = functools.partial(read, [place.started_at for place in places], limit=STARTED_AT_LIMIT)
-        names = functools.partial(read, [place.file_name for place in places], limit=FILE_NAME_LENGTH)
+        started = functools.partial(driver.get_contents, [place.started_at for place in places], limit=STARTED_AT_LIMIT)
+        names = functools.partial(driver.get_contents, [place.file_name for place in places], limit=FILE_NAME_LENGTH)
         data = functools.partial(driver.stat_many, [place.data for place in places])
         if not self._lists_files:
             return await started(), await names(), await data()
@@ -256,6 +304,19 @@ def _upload_info(
     shown = _parse_file_name(file_name) or place.uuid
     time = None if isinstance(started_at, DriverError) else parse_rfc3339(started_at)
     return UploadInfo(place.name, place.uuid, shown, time, size, modified_at)
+
+
+def _that_could_be_known(found: FoundUploads) -> Uploads:
+    """The uploads that are there. One bad upload is left out; if nothing else is left, looking has failed."""
+    infos = [info for info in found if isinstance(info, UploadInfo)]
+    failures = [failure for failure in found if isinstance(failure, DriverError)]
+    if failures and not infos:
+        raise failures[0]
+    return infos
+
+
+def _listed(info: UploadInfo) -> ListedUpload:
+    return ListedUpload(info.uuid, info.file_name, info.started_at, info)
 
 
 def _parse_file_name(content: bytes | DriverError) -> str | None:

@@ -188,6 +188,43 @@ async def test_all_files_below_a_directory(driver: StorageDriver) -> None:
             await driver.list_files(path)
 
 
+async def test_the_version_of_a_file_is_that_of_its_bytes(driver: StorageDriver) -> None:
+    """Another one for other bytes, also of the same length and in the same second; listings tell it too."""
+    told: list[str | None] = []
+    for content in (b"one", b"two", b"2"):
+        await driver.put_content("/a/b", content)
+        (listed,) = await driver.list_files("/a")
+        assert listed.version == (await driver.stat("/a/b")).version
+        told.append(listed.version)
+    # Where files are listed to be recognized it must be told.
+    assert told == [None] * 3 if not driver.capabilities.listed_files else len({*told} - {None}) == 3
+
+
+@pytest.mark.parametrize("driver", [name for name in OBJECT_STORES if not name.startswith("s3")], indirect=True)
+async def test_a_listing_tells_how_long_a_file_is_that_grows(driver: StorageDriver) -> None:
+    """As `stat` does, whether it is stored or not; where `list_files` promises that."""
+    path = "/docker/registry/v2/repositories/a/_uploads/u/data"
+
+    async def sizes() -> tuple[int, int]:
+        (listed,) = await driver.list_files("/docker/registry/v2/repositories/a/_uploads")
+        assert listed.path == path
+        return listed.size, (await driver.stat(path)).size
+
+    assert driver.capabilities.listed_uploads
+    writer = await driver.writer(path, append=False)
+    assert await sizes() == (0, 0)
+    await writer.write([b"content"])
+    assert await sizes() == (7, 7)
+    await writer.flush()
+    await writer.close()
+    assert await sizes() == (7, 7)
+    writer = await driver.writer(path, append=True)
+    await writer.write([b" and more"])
+    await writer.flush()
+    await writer.close()
+    assert await sizes() == (16, 16)
+
+
 async def test_opening_what_was_looked_at(driver: StorageDriver) -> None:
     """It reads as any other; if it has gone meanwhile, opening or reading says so."""
     await driver.put_content("/a/b", b"content")
