@@ -177,6 +177,11 @@ def _is_foretold(etag: str) -> bool:
     return "+" not in etag
 
 
+def _is_of(part: Part, content: memoryview) -> bool:
+    """Whether a part is known to have this content."""
+    return part.size == len(content) and part.etag == hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
 def _result_of(task: asyncio.Task[Part], path: str) -> Part:
     if task.cancelled():
         raise ContentChanged(path, "a part was not stored")
@@ -202,6 +207,8 @@ class S3Upload:
         self._storing_contents: dict[int, memoryview] = {}
         # The short part whose place the first of them takes.
         self._replaced: Part | None = None
+        # Parts are looked for before they are stored, one after the other: behind one that is somebody else's none is.
+        self._looking = asyncio.Lock()
         # Whether every part is one that was stored here, or was listed when this began.
         self._is_known = True
         self._failure: DriverError | None = None
@@ -343,10 +350,24 @@ class S3Upload:
         self._replaced = self._tail_part or self._replaced
         self._tail, self._tail_part = self._gathering(), None
         self._storing_contents[number] = content
-        storing = self._bucket.upload_part(self.path, self._upload_id, number, content)
+        storing = self._store(self._upload_id, number, content, self._replaced)
         self._storing[number] = task = asyncio.ensure_future(storing)
         # Not in the coroutine: it is never entered if it is cancelled at once.
         task.add_done_callback(lambda _: self._bucket.part_memory.give_back(size))
+
+    async def _store(self, upload_id: str, number: int, content: memoryview, replaced: Part | None) -> Part:
+        """Stores a full part, in the place of a short one that was stored here, but of no other."""
+        async with self._looking:
+            self._check()
+            listed = await self._bucket.list_parts(self.path, upload_id, after=number - 1)
+            stored = next((part for part in listed if part.number == number), None)
+            if stored is not None and _is_of(stored, content):
+                # It came late from one who was killed while he stored it.
+                return stored
+            if stored is not None and (replaced is None or stored.etag != replaced.etag):
+                self.fence("somebody else is writing it too")
+                self._check()
+        return await self._bucket.upload_part(self.path, upload_id, number, content)
 
     async def _settle(self) -> None:
         """Takes the parts that are stored into account, in order. Raises what made one fail, for good."""

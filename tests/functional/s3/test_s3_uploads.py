@@ -424,6 +424,41 @@ async def test_two_processes_do_not_mix_their_bytes(drivers: Drivers, stored, pa
     assert stored.content(BLOB) == content + b"theirs"
 
 
+@pytest.mark.parametrize("begun", [0, PART])
+@pytest.mark.parametrize("theirs", [1000, 3 * PART])
+async def test_parts_do_not_replace_what_another_process_has_flushed(
+    drivers: Drivers, stored, payload: Payload, begun: int, theirs: int
+) -> None:
+    """Nor are any stored behind it: also those that are stored while more is written are stored on that condition."""
+    content = payload(begun + theirs)
+    writer = await drivers(part_size=PART).writer(DATA, append=False)
+    await writer.write([content[:begun]])
+    await writer.flush()
+    await append(drivers(part_size=PART), content[begun:])
+    with pytest.raises(ContentChanged):
+        for _ in range(8):
+            await writer.write([payload(PART)])
+        await writer.flush()
+    await writer.close()
+    assert (await drivers().stat(DATA)).size == len(content)
+    await published(drivers())
+    assert stored.content(BLOB) == content
+
+
+async def test_a_part_that_comes_late_is_none_of_somebody_else(drivers: Drivers, stored, payload: Payload) -> None:
+    """A store can take the last part of one who was killed after somebody has gone on: with the same bytes."""
+    content = payload(3 * PART)
+    await append(drivers(part_size=PART), content[:PART])
+    writer = await drivers(part_size=PART).writer(DATA, append=True)
+    ((_, upload_id),) = stored.uploads()
+    stored.store_part(DATA, upload_id, 2, content[PART : 2 * PART])
+    await writer.write([content[PART:]])
+    await writer.flush()
+    await writer.close()
+    await published(drivers())
+    assert stored.content(BLOB) == content
+
+
 async def test_the_version_is_that_of_the_last_writer(drivers: Drivers, payload: Payload) -> None:
     """Also in another process; as long as nobody has written anything else."""
     content = payload(6 * MEBIBYTE)
