@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 
 import trio
@@ -34,7 +35,7 @@ from layerfs.errors import (
 )
 from layerfs.layername import LayerName, is_of_nothing
 from layerfs.manifest import MANIFEST_LIMIT
-from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, UploadInfo
+from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, ListedUpload, UploadInfo
 from layerfs.registry.layer_upload import STORE_SIZE
 from layerfs.registry.paths import UPLOADS
 from layerfs.view.blob_file import BlobFile, LayerFile, ManifestFile
@@ -111,6 +112,7 @@ class LiveUploads:
 
     def __init__(self, state: MountState) -> None:
         self.state = state
+        self._listings = state.upload_listings
         self._live: OrderedDict[tuple[str, str], LiveUpload] = OrderedDict()
         self._beginning = 0
 
@@ -122,68 +124,53 @@ class LiveUploads:
         """Those that are being written."""
         return [live for live in self._live.values() if live.writer is not None]
 
-    async def listing(self, name: str) -> Sequence[UploadInfo]:
+    async def listing(self, name: str) -> Sequence[ListedUpload]:
         """The uploads of a repository as storage has them, from memory while that is fresh.
 
         Without what is being written to `_layers` here: if it does not become a layer it goes when it is released.
         """
-        infos, _ = await self._listing(name)
-        return infos
+        return [upload for upload in await self._listings.shown(name) if not self._is_to_be_layer(name, upload.uuid)]
 
-    async def _listing(self, name: str) -> tuple[Sequence[UploadInfo], bool]:
-        """The uploads of a repository, and whether storage was asked for them just now."""
-        hidden = self._to_be_layers(name)
-        infos = self.state.upload_listings.get(name)
-        is_new = infos is None
-        if infos is None:
-            began_at = time.monotonic()
-            infos = _with_distinct_names(await self.state.service(name).uploads())
-            self.state.upload_listings.put(name, began_at, infos)
-            # Others have begun meanwhile; and what was taken back meanwhile may still have been there to be listed.
-            hidden |= self._to_be_layers(name)
-        return [info for info in infos if info.uuid not in hidden], is_new
+    def _is_to_be_layer(self, name: str, uuid: str) -> bool:
+        live = self.live(name, uuid)
+        return live is not None and live.expected is not None
 
-    def _to_be_layers(self, name: str) -> set[str]:
-        """The uploads of a repository that are being written to `_layers`."""
-        return {uuid for (repository, uuid), live in self._live.items() if repository == name and live.expected}
-
-    async def find(self, name: str, file_name: str, *, look: bool = True) -> UploadFile:
-        """The upload called `file_name`. Raises `NoSuchEntry`.
-
-        Without `look` it may be gone, or longer, since it was listed: that is for who sees so himself.
-        """
+    async def find(self, name: str, file_name: str) -> UploadFile:
+        """The upload called `file_name`; it may be gone, or longer, since it was listed. Raises `NoSuchEntry`."""
         for (repository, uuid), live in self._live.items():
             if repository == name and live.file_name == file_name and live.writer is not None and not live.expected:
-                return UploadFile(self, name, uuid, file_name, None)
-        infos, is_new = await self._listing(name)
-        for info in infos:
-            if info.file_name == file_name:
-                found = info if is_new or not look else await self.stat(name, info.uuid)
-                return UploadFile(self, name, info.uuid, file_name, found, was_looked_at=look)
-        raise no_entry(f"{name}/{UPLOADS}", file_name)
+                return UploadFile(self, name, uuid, file_name, live.upload.started_at)
+        found = await self._listings.find(name, file_name)
+        if found is None or self._is_to_be_layer(name, found.uuid):
+            raise no_entry(f"{name}/{UPLOADS}", file_name)
+        return UploadFile(self, name, found.uuid, file_name, found.started_at)
+
+    async def look(self, name: str, uuid: str) -> UploadInfo:
+        """An upload as storage has it, or had it a moment ago where it is far away. Raises `LayerUploadUnknown`."""
+        return await self._listings.look(name, uuid)
 
     async def stat(self, name: str, uuid: str) -> UploadInfo:
-        """An upload as storage has it. Raises `LayerUploadUnknown`."""
-        try:
-            return await self.state.service(name).stat_upload(uuid)
-        except LayerUploadUnknown:
-            self.changed(name)
-            raise
+        """An upload as storage has it now. Raises `LayerUploadUnknown`."""
+        return await self._listings.stat(name, uuid)
 
-    def changed(self, name: str) -> None:
-        """The uploads of repository `name` are others now."""
-        self.state.upload_listings.forget(name)
+    @contextlib.contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """What fails in the middle of the body may have happened or not: only storage knows."""
+        try:
+            yield
+        except BaseException:
+            self._listings.forget(name)
+            raise
 
     async def create(self, name: str, file_name: str, flags: int) -> tuple[UploadFile, Handle]:
         """Begins an upload called `file_name`."""
         with self._room():
-            upload = await self.state.service(name).upload(file_name=file_name)
-            return self._began(LiveUpload(upload, file_name), flags)
+            return self._began(LiveUpload(await self._begin(name, file_name), file_name), flags)
 
     async def create_scratch(self, name: str, path: str, flags: int) -> tuple[UploadFile, Handle]:
         """Begins an upload that has no name of its own in `_uploads`, but is at `path` in the tree of this mount."""
         with self._room():
-            live = LiveUpload(upload := await self.state.service(name).upload(), upload.uuid)
+            live = LiveUpload(upload := await self._begin(name), upload.uuid)
             live.path = path
             return self._began(live, flags)
 
@@ -192,11 +179,15 @@ class LiveUploads:
     ) -> tuple[UploadFile, Handle]:
         """Begins an upload that becomes the blob `digest` at `path` by `commit`, when it is closed."""
         with self._room():
-            live = LiveUpload(upload := await self.state.service(name).upload(), upload.uuid)
+            live = LiveUpload(upload := await self._begin(name), upload.uuid)
             live.path, live.expected = path, digest
             node, handle = self._began(live, flags)
             live.commit = functools.partial(commit, node)
             return node, handle
+
+    async def _begin(self, name: str, file_name: str | None = None) -> LayerUpload:
+        with self._changing(name):
+            return await self.state.service(name).upload(file_name=file_name)
 
     async def open(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
         """Opens an upload. Raises `LayerUploadBusy` if it is to be written and somebody else is writing it."""
@@ -214,7 +205,7 @@ class LiveUploads:
         try:
             with self._finishing(live):
                 if not live.upload.is_usable:
-                    live.upload = await self.state.service(name).resume(uuid)
+                    live.upload = await self._resume(name, uuid)
                 canonical = live.finished = await live.upload.finish(digest)
         except LayerfsError:
             self.state.stats.uploads_failed += 1
@@ -222,11 +213,12 @@ class LiveUploads:
         finally:
             # One that has failed may have got as far as the link.
             self.state.layer_listings.forget(name)
+            self._listings.changed(name, uuid, None)
         live.error = ""
         self.state.stats.uploads_committed += 1
         self.forget(name, uuid)
         self.state.fresh_repositories.discard(name)
-        upload = UploadFile(self, name, uuid, file_name, None)
+        upload = UploadFile(self, name, uuid, file_name, live.upload.started_at)
         self.state.became(upload, LayerFile(self.state, name, await self._layer(digest, canonical, live)))
 
     async def put_manifest(self, upload: UploadFile, *, digest: Digest | None = None, tag: str | None = None) -> None:
@@ -279,7 +271,7 @@ class LiveUploads:
     async def _content(self, live: LiveUpload, limit: int) -> bytes:
         """All of a small upload that nobody can write meanwhile. Raises `ManifestTooLarge`."""
         if live.writer is None or not live.upload.is_usable:
-            live.upload = await self.state.service(live.upload.name).resume(live.upload.uuid)
+            live.upload = await self._resume(live.upload.name, live.upload.uuid)
         if live.upload.size > limit:
             raise ManifestTooLarge(limit)
         return await live.upload.read(0, live.upload.size)
@@ -316,26 +308,28 @@ class LiveUploads:
         for handle in list(live.readers) if live is not None else []:
             await handle.hold()
         try:
-            upload = live.upload if live is not None else await self.state.service(name).resume(uuid)
-            await upload.cancel()
+            await self._cancel(live.upload if live is not None else await self._resume(name, uuid))
         except LayerClosed:
-            await (await self.state.service(name).resume(uuid)).cancel()
+            await self._cancel(await self._resume(name, uuid))
         self.forget(name, uuid)
+
+    async def _cancel(self, upload: LayerUpload) -> None:
+        with self._changing(upload.name):
+            await upload.cancel()
 
     def forget(self, name: str, uuid: str) -> None:
         """The upload is no more."""
         self._live.pop((name, uuid), None)
-        self._amend(name, uuid, None)
+        self._listings.removed(name, uuid)
 
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
         """Gives an upload another name, on every node."""
-        await self.state.service(name).rename_upload(uuid, file_name)
+        with self._changing(name):
+            await self.state.service(name).rename_upload(uuid, file_name)
         live = self.live(name, uuid)
         if live is not None:
             live.file_name = file_name
-        self.state.upload_listings.amend(
-            name, lambda infos: [replace(info, file_name=file_name) if info.uuid == uuid else info for info in infos]
-        )
+        self._listings.renamed(name, uuid, file_name)
 
     async def close(self) -> None:
         """Makes all that was written durable, at the end of the mount; what fails for one does not stop the others."""
@@ -360,7 +354,7 @@ class LiveUploads:
         live.writer, live.writer_gone = handle, trio.Event()
         try:
             if not live.upload.is_usable:
-                live.upload = await self.state.service(name).resume(uuid)
+                live.upload = await self._resume(name, uuid)
             await live.upload.open_writer()
             if flags & os.O_TRUNC:
                 await live.upload.truncate(0)
@@ -394,24 +388,20 @@ class LiveUploads:
         upload = live.upload
         if live.is_over:
             return
-        if upload.is_usable and upload.is_flushed:
-            self._amend(upload.name, upload.uuid, _info_of(live))
-        else:
-            # Only storage knows how much of it there is.
-            self.changed(upload.name)
+        # Only storage knows how much there is of what was not flushed.
+        is_known = upload.is_usable and upload.is_flushed
+        self._listings.changed(upload.name, upload.uuid, _info_of(live) if is_known else None)
 
-    def _amend(self, name: str, uuid: str, info: UploadInfo | None) -> None:
-        """What is listed has an upload as it is now, or not any more: nobody need ask for all the others again."""
-
-        def amended(infos: Sequence[UploadInfo]) -> Sequence[UploadInfo]:
-            known = next((index for index, other in enumerate(infos) if other.uuid == uuid), len(infos))
-            changed = [*infos[:known], *([info] if info is not None else []), *infos[known + 1 :]]
-            return _with_distinct_names(changed)
-
-        self.state.upload_listings.amend(name, amended)
+    async def _resume(self, name: str, uuid: str) -> LayerUpload:
+        """The upload as storage has it now. Raises `LayerUploadUnknown`."""
+        try:
+            return await self.state.service(name).resume(uuid)
+        except LayerUploadUnknown:
+            self._listings.removed(name, uuid)
+            raise
 
     async def _revive(self, name: str, uuid: str, file_name: str) -> LiveUpload:
-        upload = await self.state.service(name).resume(uuid)
+        upload = await self._resume(name, uuid)
         live = self.live(name, uuid)  # somebody may have been faster
         return live or self._keep(LiveUpload(upload, file_name))
 
@@ -423,9 +413,9 @@ class LiveUploads:
         name, uuid = live.upload.name, live.upload.uuid
         handle = UploadHandle(self, name, live, flags)
         live.writer = handle
-        self._amend(name, uuid, _info_of(live))
+        self._listings.began(name, _info_of(live))
         self.state.fresh_repositories.discard(name)
-        return UploadFile(self, name, uuid, live.file_name, None, live.path), handle
+        return UploadFile(self, name, uuid, live.file_name, live.upload.started_at, live.path), handle
 
     def _keep(self, live: LiveUpload) -> LiveUpload:
         self._live[live.upload.name, live.upload.uuid] = live
@@ -457,7 +447,7 @@ class LiveUploads:
 
 
 class UploadFile(Node):
-    """An upload. With `info` it is shown as storage has it, else as its writer here has left it."""
+    """An upload. It is shown as its writer here has left it; if there is none, as storage has it."""
 
     def __init__(
         self,
@@ -465,43 +455,41 @@ class UploadFile(Node):
         repository: str,
         uuid: str,
         file_name: str,
-        info: UploadInfo | None,
+        started_at: datetime | None,
         path: str | None = None,
-        *,
-        was_looked_at: bool = False,
     ) -> None:
         self.path = path or f"{repository}/{UPLOADS}/{file_name}"
         self.repository = repository
         self.uuid = uuid
         self.file_name = file_name
         self._view = view
-        self._info = info
-        # Good for the first look only: whoever looks again wants to see what others have written since.
-        self._unseen = info if was_looked_at else None
+        self._started_at = started_at
 
     @property
     def key(self) -> Hashable:
         return ("upload", self.repository, self.uuid)
 
     async def attributes(self) -> Attributes:
-        info, self._unseen = self._unseen, None
         live = self._view.live(self.repository, self.uuid)
         if live is not None and live.is_being_written:
             return self._attributes(live.upload.size, live.modified_at)
-        if info is None:
-            info = await self._view.stat(self.repository, self.uuid)
+        info = await self._view.look(self.repository, self.uuid)
         return self._attributes(info.size, info.modified_at)
 
-    def attributes_of(self, info: UploadInfo) -> Attributes:
-        """As listed, or as its writer here has left it."""
+    def attributes_of(self, info: UploadInfo | None) -> Attributes:
+        """As listed, or as its writer here has left it.
+
+        What was not asked for is zero: nobody sees it, because the kernel may not believe it and asks when somebody
+        looks.
+        """
         live = self._view.live(self.repository, self.uuid)
         if live is not None and live.is_being_written:
             return self._attributes(live.upload.size, live.modified_at)
-        return self._attributes(info.size, info.modified_at)
+        return self._attributes(info.size, info.modified_at) if info is not None else self._attributes(0, 0)
 
     async def extended_attributes(self) -> dict[str, str]:
         live = self._view.live(self.repository, self.uuid)
-        started_at = live.upload.started_at if live is not None else self._info.started_at if self._info else None
+        started_at = live.upload.started_at if live is not None else self._started_at
         found = {"repository": self.repository, "upload.uuid": self.uuid}
         if started_at is not None:
             found["upload.startedat"] = started_at.isoformat().replace("+00:00", "Z")
@@ -726,15 +714,3 @@ def _info_of(live: LiveUpload) -> UploadInfo:
     """A live upload as storage has it, if all of it is there."""
     upload = live.upload
     return UploadInfo(upload.name, upload.uuid, live.file_name, upload.started_at, upload.size, live.modified_at)
-
-
-def _with_distinct_names(infos: Sequence[UploadInfo]) -> Sequence[UploadInfo]:
-    """Two nodes can begin uploads of the same name at once: the oldest keeps it, the others show their UUIDs."""
-    taken = {info.uuid for info in infos}
-    shown = []
-    for info in infos:
-        if info.file_name != info.uuid and info.file_name in taken:
-            info = UploadInfo(info.name, info.uuid, info.uuid, info.started_at, info.size, info.modified_at)
-        taken.add(info.file_name)
-        shown.append(info)
-    return shown

@@ -15,7 +15,7 @@ import trio
 from layerfs.digest import Digest
 from layerfs.errors import LayerfsError, ReadOnlyMount
 from layerfs.oci import IndexEntry
-from layerfs.registry import LayerService, Registry, UploadInfo
+from layerfs.registry import LayerService, Registry
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.tags import TagService
 from layerfs.view.contents import Contents
@@ -23,6 +23,7 @@ from layerfs.view.measurements import CacheFigures
 from layerfs.view.nodes import DirectoryEntry, Node
 from layerfs.view.readahead import PartPool
 from layerfs.view.stats import MountStats
+from layerfs.view.upload_listings import UploadListings
 
 _log = logging.getLogger(__name__)
 
@@ -78,11 +79,11 @@ class ExpiringListings(Generic[_Value]):
     def put(self, name: str, began_at: float, listing: Sequence[_Value]) -> None:
         """Keeps a listing that was begun at `began_at` (monotonic): changes since then may be missing from it.
 
-        If one of them is our own, it is not kept.
+        If one of them is our own, it is not kept. Its time begins now, or one that takes long would be of no use.
         """
         if began_at <= self._forgotten.get(name, self._forgotten_before):
             return
-        self._kept[name] = (began_at + self._ttl, listing)
+        self._kept[name] = (time.monotonic() + self._ttl, listing)
         self._kept.move_to_end(name)
         while len(self._kept) > 1 and (len(self._kept) > _LISTINGS_KEPT or self._entries() > _LISTED_ENTRIES_KEPT):
             self._kept.popitem(last=False)
@@ -100,13 +101,6 @@ class ExpiringListings(Generic[_Value]):
         if len(self._forgotten) > _LISTINGS_KEPT:
             self._forgotten_before = self._forgotten.popitem(last=False)[1]
 
-    def amend(self, name: str, change: Callable[[Sequence[_Value]], Sequence[_Value]]) -> None:
-        """After a change of our own, of which all is known: the listing as it is now, for as long as it is fresh."""
-        kept = self._kept.get(name)
-        self.forget(name)
-        if kept is not None:
-            self._kept[name] = (kept[0], change(kept[1]))
-
     def _entries(self) -> int:
         return sum(len(listing) for _, listing in self._kept.values())
 
@@ -122,7 +116,9 @@ class MountState:
         #: Repositories that were made by `mkdir` here and may have nothing in them.
         self.fresh_repositories: set[str] = set()
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
-        self.upload_listings: ExpiringListings[UploadInfo] = ExpiringListings(options.metadata_ttl)
+        self.upload_listings = UploadListings(
+            options.metadata_ttl, self.service, is_far=registry.driver.capabilities.listed_files
+        )
         self.read_ahead = PartPool(lambda task: self.start(task, "reading ahead"))
         self.contents: Contents | None = None
         if registry.content is not None:
@@ -142,13 +138,7 @@ class MountState:
 
     def cache_figures(self) -> dict[str, CacheFigures]:
         """How useful what is remembered is. May be called from any thread."""
-        listings = (
-            self.layer_listings,
-            self.upload_listings,
-            self.manifest_listings,
-            self.tag_listings,
-            self.index_listings,
-        )
+        listings = self._listings
         hits, misses = sum(each.hits for each in listings), sum(each.misses for each in listings)
         blobs = self.registry.blobs
         figures = {
@@ -166,9 +156,18 @@ class MountState:
             metadata_ttl=options.metadata_ttl,
             max_uploads=options.max_uploads,
         )
-        for listings in (self.layer_listings, self.upload_listings, self.manifest_listings, self.tag_listings):
+        for listings in self._listings:
             listings.change_ttl(options.metadata_ttl)
-        self.index_listings.change_ttl(options.metadata_ttl)
+
+    @property
+    def _listings(self) -> tuple[ExpiringListings[DirectoryEntry] | ExpiringListings[IndexEntry] | UploadListings, ...]:
+        return (
+            self.layer_listings,
+            self.upload_listings,
+            self.manifest_listings,
+            self.tag_listings,
+            self.index_listings,
+        )
 
     def service(self, name: str) -> LayerService:
         """The layers of repository `name`."""

@@ -28,9 +28,9 @@ class UploadsDirectory(OwnDirectory):
 
     async def entries(self) -> Sequence[DirectoryEntry]:
         found = []
-        for info in await self._view.listing(self.repository):
-            node = UploadFile(self._view, self.repository, info.uuid, info.file_name, info)
-            found.append(DirectoryEntry(info.file_name.encode(), node, node.attributes_of(info)))
+        for upload in await self._view.listing(self.repository):
+            node = UploadFile(self._view, self.repository, upload.uuid, upload.file_name, upload.started_at)
+            found.append(DirectoryEntry(upload.file_name.encode(), node, node.attributes_of(upload.info)))
         return found
 
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
@@ -56,7 +56,7 @@ class UploadsDirectory(OwnDirectory):
         To any other name: renames it.
         """
         self._state.check_writable()
-        upload = await self._view.find(self.repository, name, look=False)
+        upload = await self._view.find(self.repository, name)
         self._check_target(target, new_name)
         digest = parse_layer_name_or_none(new_name)
         if target.key == (TAGS, self.repository) and is_tag(new_name):
@@ -92,6 +92,8 @@ class UploadsDirectory(OwnDirectory):
 
     async def _find(self, name: str) -> UploadFile | None:
         try:
-            return await self._view.find(self.repository, name)
+            upload = await self._view.find(self.repository, name)
+            await upload.attributes()  # it may be gone since it was listed
         except (NoSuchEntry, LayerUploadUnknown):
             return None
+        return upload

@@ -36,12 +36,12 @@ def listings(clock: Clock) -> ExpiringListings[str]:
 
 
 def test_a_listing_is_kept_for_its_time(listings: ExpiringListings[str], clock: Clock) -> None:
-    """Counted from when it was begun, not from when it was complete."""
-    clock.now = 1004.0
+    """Counted from when it was complete: one that takes longer than that would be of no use to anybody."""
+    clock.now = 1000.0 + 2 * TTL
     listings.put("a", 1000.0, ["x"])
-    clock.now = 1000.0 + TTL - 0.1
+    clock.now += TTL - 0.1
     assert listings.get("a") == ["x"]
-    clock.now = 1000.0 + TTL
+    clock.now += 0.1
     assert listings.get("a") is None
 
 

@@ -143,13 +143,13 @@ class ScratchHolder(Directory):
                 raise IsDirectory(f"{self.path}/{name} is a directory")
             raise no_entry(self.path, name)
         try:
-            info = await self._uploads.stat(self.repository, file.uuid)
+            info = await self._uploads.look(self.repository, file.uuid)
         except LayerUploadUnknown:
             # Somebody has removed the upload, here under its UUID or in storage.
             if self._names.files.get(name) is file:
                 del self._names.files[name]
             raise
-        return UploadFile(self._uploads, self.repository, file.uuid, file.uuid, info, f"{self.path}/{name}")
+        return UploadFile(self._uploads, self.repository, file.uuid, file.uuid, info.started_at, f"{self.path}/{name}")
 
     def _move_directory(self, name: str, target: ScratchHolder, new_name: str) -> None:
         check_upload_name(new_name)
