@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from harness.azurite import azurite
 from harness.gcs_server import gcs_server
+from harness.moto import moto
 from harness.object_stores import gateway
 from harness.seaweedfs import seaweedfs
 from harness.swift import swift
@@ -48,17 +49,18 @@ DRIVERS: dict[str, Callable[[Path, Path], StorageDriver]] = {
     "azure": lambda disk, ram: AzureDriver(azurite().options(f"tests/{uuid.uuid4()}")),
     "gcs": lambda disk, ram: GcsDriver(gcs_server().options(f"tests/{uuid.uuid4()}")),
     "s3": lambda disk, ram: S3Driver(gateway().options(f"tests/{uuid.uuid4()}")),
+    "s3-moto": lambda disk, ram: S3Driver(moto().options(f"tests/{uuid.uuid4()}")),
     "s3-seaweedfs": lambda disk, ram: S3Driver(seaweedfs().options(f"tests/{uuid.uuid4()}")),
     "s3-swift": lambda disk, ram: S3Driver(swift().options(f"tests/{uuid.uuid4()}")),
 }
 APPENDING = [name for name in DRIVERS if name != "fsspec-unheardof"]
 RANDOM_WRITING = ["memory", "metered-on-tmpfs", "local-on-disk", "local-on-tmpfs"]
 ONLY_APPENDING = [name for name in APPENDING if name not in RANDOM_WRITING]
-WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "s3-seaweedfs", "s3-swift", "azure", "gcs"]
+WITHOUT_DIRECTORIES = ["fsspec-memory", "s3", "s3-moto", "s3-seaweedfs", "s3-swift", "azure", "gcs"]
 #: Here a file and a directory can have one name: keeping them apart would double the requests of every change.
-OBJECT_STORES = ["s3", "s3-seaweedfs", "s3-swift", "azure", "gcs"]
+OBJECT_STORES = ["s3", "s3-moto", "s3-seaweedfs", "s3-swift", "azure", "gcs"]
 #: These take minutes for all that a driver must do.
-SLOW = ["s3-swift"]
+SLOW = ["s3-moto", "s3-swift"]
 #: These have directories of their own, and list one for some minutes after the last file in it was deleted.
 LISTING_EMPTIED = ["s3-seaweedfs"]
 
