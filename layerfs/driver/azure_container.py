@@ -1,7 +1,8 @@
 """The requests that can be made of a container, each a method: paths in, the driver's errors out. Runs on asyncio.
 
-There is one layer of retries, the SDK's, and every request has a deadline over all its tries. An append that was tried
-again, or whose answer was lost, looks like another's: so the end of the blob is compared before it counts as such.
+There is one layer of retries, the SDK's, which goes on for as long as `patience` says, and every request has a deadline
+over all its tries. An append that was tried again, or whose answer was lost, looks like another's: so the end of the
+blob is compared before it counts as such.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,15 +17,17 @@ from typing import IO, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 from azure.core import MatchConditions
+from azure.core.exceptions import AzureError
 from azure.storage.blob import BlobProperties, BlobSasPermissions, BlobType, generate_blob_sas
 from azure.storage.blob.aio import BlobServiceClient, ContainerClient, ExponentialRetry
 
 from layerfs.driver.at_once import ByteBudget, gather
-from layerfs.driver.azure_errors import azure_error, error_code
+from layerfs.driver.azure_errors import azure_error, error_code, failing
 from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries
 from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
@@ -47,16 +49,8 @@ WRITE_REQUESTS: Final = 20
 #: Bytes that all uploads together have on their way.
 BLOCK_MEMORY: Final = 256 * MEBIBYTE
 
-#: Seconds. With these the SDK gives up on a store that says nothing before an operation of a mount does (60 s), so that
-#: the reason is the store's and not the clock's.
-_CONNECT_TIMEOUT: Final = 5
-_READ_TIMEOUT: Final = 12
-_DEADLINE: Final = 45.0
-#: Bytes in a second below which a line counts as broken.
-_SLOWEST_LINE: Final = MEBIBYTE // 4
-
-#: Between tries, at most so long, each time another part of it.
-_PAUSES: Final = (1.0, 2.0)
+#: Of a request: more than there is ever time for.
+_MOST_TRIES: Final = 1000
 
 #: A copy within an account is done when it is answered, as a rule. Else it is looked at after so many seconds, twice as
 #: many each time, and given up after this time.
@@ -103,6 +97,7 @@ class Container(Objects):
         self._client: ContainerClient | None = None
         self._endpoint = options.endpoint_url or ""
         self._is_logged_in = False
+        self._patience = Patience(options.read_timeout)
         self._knows_account = False
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
@@ -409,7 +404,7 @@ class Container(Objects):
     ) -> _Result:
         async with limit:
             try:
-                async with asyncio.timeout(_DEADLINE + length / _SLOWEST_LINE):
+                async with self._patience.request(self._patience.deadline(length)):
                     return await request(await self._open())
             except DriverError:
                 raise
@@ -450,9 +445,10 @@ class Container(Objects):
         if options.verify_tls and options.ca_file is not None:
             trusting(options.ca_file, setting="ca_file", source=f"az://{options.container}")
         settings: dict[str, Any] = {
-            "retry_policy": _Retries(retry_total=len(_PAUSES)),
-            "connection_timeout": _CONNECT_TIMEOUT,
-            "read_timeout": _READ_TIMEOUT,
+            "retry_policy": _Retries(),
+            "raw_response_hook": lambda _: self._patience.answered(),
+            "connection_timeout": CONNECT_TIMEOUT,
+            "read_timeout": options.read_timeout,
             "connection_verify": (options.ca_file or True) if options.verify_tls else False,
             "max_single_get_size": _LARGEST_GET,
             "max_chunk_get_size": _LARGEST_GET,
@@ -509,11 +505,23 @@ class Container(Objects):
 
 
 class _Retries(ExponentialRetry):
-    """The SDK's, without its first pause of 15 seconds."""
+    """The SDK's, for as long as `patience` says, and with its pauses: the SDK's begin with 15 seconds."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            retry_total=_MOST_TRIES, retry_connect=_MOST_TRIES, retry_read=_MOST_TRIES, retry_status=_MOST_TRIES
+        )
+
+    def increment(
+        self, settings: dict[str, Any], request: Any, response: Any = None, error: AzureError | None = None
+    ) -> bool:
+        """Whether there is to be another try."""
+        settings["pause"] = current_tries().pause(failing(response.status_code if error is None else error))
+        return settings["pause"] is not None and super().increment(settings, request, response, error)
 
     def get_backoff_time(self, settings: dict[str, Any]) -> float:
-        pause = _PAUSES[min(settings["count"], len(_PAUSES)) - 1]
-        return random.uniform(pause / 4, pause)  # noqa: S311 - a pause
+        pause: float = settings["pause"]
+        return pause
 
 
 # What Azure answers where this module knows more to do than to fail; none of these means anything outside of it.

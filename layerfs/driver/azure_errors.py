@@ -1,20 +1,19 @@
 """What an error of Azure's SDK means for whoever asked: the one table from Azure's codes to `DriverError`s.
 
-By code and type, never by the text of a message; a HEAD has a code too, in a header. What is told names the endpoint
-and the container, never a key or a token: neither Azure's messages nor the SDK's are repeated, and no URL is.
+By code and type, never by the text of a message; a HEAD has a code too, in a header. What is the same for all stores
+is in `store_errors`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-from collections.abc import Iterator
 from typing import Final
 
 import aiohttp
 from azure.core import exceptions
 
-from layerfs.driver.network_reasons import network_reason
+from layerfs.driver.patience import Failing, failing_by_status
+from layerfs.driver.store_errors import BY_STATUS, UNKNOWN, Meaning, Network, answered
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
@@ -23,9 +22,7 @@ from layerfs.errors import (
     DriverError,
     PathNotFound,
     ShortRead,
-    StorageFull,
     StorageReadOnly,
-    TooManyOpenFiles,
     UnknownSource,
     UnsupportedByDriver,
 )
@@ -34,7 +31,7 @@ _NO_CONTAINER: Final = "there is no such container"
 _LEASED: Final = "somebody else has a lease on it"
 
 #: Codes with a meaning of their own, beyond what their status says.
-_BY_CODE: Final[dict[str, tuple[type[DriverError], str]]] = {
+_BY_CODE: Final[dict[str, Meaning]] = {
     "AuthenticationFailed": (AccessDenied, "the key or token does not fit the account, or the clock is wrong"),
     "AuthorizationPermissionMismatch": (AccessDenied, "a role such as Storage Blob Data Contributor is missing"),
     "AuthorizationResourceTypeMismatch": (AccessDenied, "the SAS token is not for containers and blobs"),
@@ -58,25 +55,16 @@ _BY_CODE: Final[dict[str, tuple[type[DriverError], str]]] = {
     "FeatureVersionMismatch": (UnsupportedByDriver, ""),
 }
 
-_BY_STATUS: Final[dict[int, tuple[type[DriverError], str]]] = {
-    401: (AccessDenied, ""),
-    403: (AccessDenied, ""),
-    404: (PathNotFound, ""),
-    405: (UnsupportedByDriver, ""),
-    412: (ContentChanged, ""),
-    413: (ContentTooLarge, ""),
-    416: (ShortRead, ""),
-    429: (BackendFailure, "it asks for fewer requests"),
-    501: (UnsupportedByDriver, ""),
-    503: (BackendFailure, "it is overloaded or asks for fewer requests"),
-    507: (StorageFull, ""),
-}
-
-_TIMEOUTS: Final = (
-    TimeoutError,
-    asyncio.TimeoutError,
-    exceptions.ServiceRequestTimeoutError,
-    exceptions.ServiceResponseTimeoutError,
+_NETWORK: Final = Network(
+    timeouts=(
+        TimeoutError,
+        asyncio.TimeoutError,
+        exceptions.ServiceRequestTimeoutError,
+        exceptions.ServiceResponseTimeoutError,
+    ),
+    untrusted=(aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError),
+    errors=(exceptions.AzureError, aiohttp.ClientError, OSError),
+    trust_variable="SSL_CERT_FILE",
 )
 
 
@@ -88,18 +76,17 @@ def azure_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, exceptions.ClientAuthenticationError):
         kind = type(error).__name__
         return AccessDenied(path, f"{store}: Azure's SDK finds no credentials that it could use ({kind})")
-    causes = list(_causes(error))
-    if any(isinstance(cause, OSError) and cause.errno in {errno.EMFILE, errno.ENFILE} for cause in causes):
-        return TooManyOpenFiles(path, f"no connection to {store} can be made")
-    if any(isinstance(cause, _TIMEOUTS) for cause in causes):
-        return BackendFailure(path, f"{store} does not answer in time")
-    if any(isinstance(cause, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError) for cause in causes):
-        return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set SSL_CERT_FILE)")
-    if any(isinstance(cause, exceptions.AzureError | aiohttp.ClientError | OSError) for cause in causes):
-        numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
-        reason = network_reason(numbers[-1]) if numbers else type(causes[-1]).__name__
-        return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
-    return BackendFailure(path, f"{store}: {type(error).__name__}")
+    return _NETWORK.error(error, path, store=store)
+
+
+def failing(failure: BaseException | int) -> Failing:
+    """For how long a try fails that had no answer, or one with a status with which the SDK would try again."""
+    if isinstance(failure, int):
+        by_status = failing_by_status(failure)
+        return Failing.PERHAPS if by_status is Failing.FOR_GOOD else by_status
+    if isinstance(failure, exceptions.ClientAuthenticationError):
+        return Failing.FOR_GOOD
+    return _NETWORK.failing(failure)
 
 
 def error_code(error: BaseException) -> str:
@@ -109,19 +96,6 @@ def error_code(error: BaseException) -> str:
 
 
 def _response_error(error: exceptions.HttpResponseError, path: str, store: str) -> DriverError:
-    code = error_code(error)
-    status = error.status_code or 0
-    kind, reason = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BackendFailure, "")
-    if kind is PathNotFound:
-        return PathNotFound(path)
-    detail = f"{store} answered {status} {code}".rstrip()
-    return kind(path, f"{detail}: {reason}" if reason else detail)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was made of by the libraries, the innermost last."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        inner = getattr(seen, "inner_exception", None)
-        seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__ or seen.__context__
+    code, status = error_code(error), error.status_code or 0
+    meaning = _BY_CODE.get(code) or BY_STATUS.get(status) or UNKNOWN
+    return answered(f"{status} {code}".rstrip(), meaning, path, store=store)

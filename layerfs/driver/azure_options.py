@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from layerfs.driver.patience import READ_TIMEOUT, check_read_timeout
 from layerfs.driver.url_options import (
     MEBIBYTE,
     check_named,
@@ -59,6 +60,8 @@ class AzureOptions:
     #: Bytes of the blocks that an upload begins with; they grow, so that 50,000 are enough. Registries make blocks of
     #: 4 MiB, but blocks are appended one after the other, so small ones spend most of the time on their way.
     block_size: int = 16 * MEBIBYTE
+    #: Seconds without a word after which a request is tried again; three times that is the end of it.
+    read_timeout: float = READ_TIMEOUT
     #: Only for programs that have them from elsewhere: without these the environment is looked at.
     connection_string: str | None = field(default=None, repr=False)
     account_key: str | None = field(default=None, repr=False)
@@ -69,6 +72,7 @@ class AzureOptions:
     client_secret: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_read_timeout(self.read_timeout)
         if not 0 < self.block_size <= LARGEST_BLOCK:
             raise ValueError(f"block_size must be from 1 to {LARGEST_BLOCK} bytes, not {self.block_size}")
         if len({bool(each) for each in (self.tenant_id, self.client_id, self.client_secret)}) > 1:
@@ -118,5 +122,6 @@ _QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
     "verify_tls": parse_boolean,
     "ca_file": parse_text,
     "block_size": parse_bytes,
+    "read_timeout": float,
 }
 assert set(_QUERY) <= {option.name for option in fields(AzureOptions)}  # noqa: S101 - a table of names, checked once

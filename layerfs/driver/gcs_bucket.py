@@ -3,8 +3,8 @@
 The JSON interface, spoken directly: of Google's own libraries only the one for credentials is used, because those for
 storage have no way to make an upload's requests conditional, retry in layers, and bring gRPC along.
 
-There is one layer of retries, here, and every request has a deadline over all its tries. All that is repeated either
-changes nothing by that, or is bound to a generation and so done once.
+There is one layer of retries, here, which goes on for as long as `patience` says, and every request has a deadline over
+all its tries. All that is repeated either changes nothing by that, or is bound to a generation and so done once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import functools
 import json
 import logging
 import os
-import random
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -34,9 +33,10 @@ import google_crc32c
 from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
-from layerfs.driver.gcs_errors import ResponseError, gcs_error, may_pass
+from layerfs.driver.gcs_errors import ResponseError, failing, gcs_error
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, Tries
 from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
@@ -61,16 +61,8 @@ PART_MEMORY: Final = 256 * MEBIBYTE
 #: Objects that one request composes.
 MOST_COMPOSED: Final = 32
 
-#: Seconds, as for the other stores: the reason of a failure is to be the store's, and not the clock's of the mount.
-_CONNECT_TIMEOUT: Final = 5
-_READ_TIMEOUT: Final = 15
-_DEADLINE: Final = 45.0
+#: Seconds.
 _COPY_DEADLINE: Final = 900.0
-#: Bytes in a second below which a line counts as broken.
-_SLOWEST_LINE: Final = MEBIBYTE // 4
-
-#: Between tries, at most so long, each time another part of it. One object may be changed once in a second.
-_PAUSES: Final = (1.0, 2.0, 4.0)
 
 #: Objects that one request deletes.
 _DELETED_AT_ONCE: Final = 100
@@ -118,6 +110,7 @@ class GcsBucket(Objects):
         self._endpoint = (options.endpoint_url or emulator or _ENDPOINT).rstrip("/")
         self._objects_url = f"/storage/v1/b/{quote(options.bucket, safe='')}/o"
         self._session: aiohttp.ClientSession | None = None
+        self._patience = Patience(options.read_timeout)
         self._tokens = _Tokens(options) if urlsplit(self._endpoint).scheme == "https" else None
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
@@ -362,24 +355,28 @@ class GcsBucket(Objects):
     ) -> _Result:
         async with limit:
             try:
-                async with asyncio.timeout(_DEADLINE + length / _SLOWEST_LINE):
-                    return await self._try(request)
+                async with self._patience.request(self._patience.deadline(length)) as tries:
+                    return await self._try(request, tries)
             except DriverError:
                 raise
             except Exception as error:
                 raise gcs_error(error, path, store=self.description) from error
 
-    async def _try(self, request: Callable[[], Awaitable[_Result]]) -> _Result:
-        for pause in _PAUSES:
+    async def _try(self, request: Callable[[], Awaitable[_Result]], tries: Tries) -> _Result:
+        has_new_token = False
+        while True:
             try:
                 return await request()
             except Exception as error:
-                if isinstance(error, ResponseError) and error.status == 401 and self._tokens is not None:
+                is_unauthorized = isinstance(error, ResponseError) and error.status == 401
+                if is_unauthorized and self._tokens is not None and not has_new_token:
                     self._tokens.forget()
-                elif not may_pass(error):
+                    has_new_token = True
+                    continue
+                pause = tries.pause(failing(error))
+                if pause is None:
                     raise
-            await asyncio.sleep(random.uniform(pause / 4, pause))  # noqa: S311 - a pause
-        return await request()
+            await asyncio.sleep(pause)
 
     async def _json(
         self,
@@ -422,6 +419,7 @@ class GcsBucket(Objects):
             headers=sent,
             allow_redirects=False,
         ) as answer:
+            self._patience.answered()
             if answer.status >= 300:
                 raise ResponseError(answer.status, await answer.content.read(64 << 10))
             yield answer
@@ -433,7 +431,9 @@ class GcsBucket(Objects):
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT, sock_read=_READ_TIMEOUT),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self.options.read_timeout
+                ),
                 auto_decompress=False,
                 trust_env=True,
             )

@@ -1,40 +1,25 @@
 """What goes wrong between here and Google Cloud Storage: the one table from its reasons to `DriverError`s.
 
-By reason, status and type, never by the text of a message. What is told names the endpoint and the bucket, never a
-token: no message of the service is repeated, and no URL is.
+By reason, status and type, never by the text of a message. What is the same for all stores is in `store_errors`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 from typing import Final
 
 import aiohttp
 from google.auth import exceptions
 
-from layerfs.driver.network_reasons import network_reason
-from layerfs.errors import (
-    AccessDenied,
-    BackendFailure,
-    ContentChanged,
-    ContentTooLarge,
-    DriverError,
-    PathNotFound,
-    ShortRead,
-    StorageFull,
-    StorageReadOnly,
-    TooManyOpenFiles,
-    UnsupportedByDriver,
-)
-
-_TOO_MANY: Final = "it asks for fewer requests"
+from layerfs.driver.patience import Failing, failing_by_status
+from layerfs.driver.store_errors import ASKS_FOR_FEWER, BY_STATUS, UNKNOWN, Meaning, Network, answered
+from layerfs.errors import AccessDenied, BackendFailure, DriverError, StorageFull, StorageReadOnly
 
 #: Reasons with a meaning of their own, beyond what their status says.
-_BY_REASON: Final[dict[str, tuple[type[DriverError], str]]] = {
-    "rateLimitExceeded": (BackendFailure, _TOO_MANY),
-    "userRateLimitExceeded": (BackendFailure, _TOO_MANY),
+_BY_REASON: Final[dict[str, Meaning]] = {
+    "rateLimitExceeded": (BackendFailure, ASKS_FOR_FEWER),
+    "userRateLimitExceeded": (BackendFailure, ASKS_FOR_FEWER),
     "quotaExceeded": (StorageFull, "the quota is used up"),
     "accountDisabled": (AccessDenied, "the account is disabled"),
     "retentionPolicyNotMet": (StorageReadOnly, "a retention policy keeps it as it is"),
@@ -42,21 +27,20 @@ _BY_REASON: Final[dict[str, tuple[type[DriverError], str]]] = {
     "userProjectMissing": (AccessDenied, "the requester pays for this bucket: say user_project=…"),
 }
 
-_BY_STATUS: Final[dict[int, tuple[type[DriverError], str]]] = {
+_BY_STATUS: Final[dict[int, Meaning]] = BY_STATUS | {
     401: (AccessDenied, "the credentials are not valid, or have expired"),
     403: (AccessDenied, "a role such as Storage Object User on the bucket is missing"),
-    404: (PathNotFound, ""),
-    405: (UnsupportedByDriver, ""),
-    412: (ContentChanged, ""),
-    413: (ContentTooLarge, ""),
-    416: (ShortRead, ""),
-    429: (BackendFailure, _TOO_MANY),
-    501: (UnsupportedByDriver, ""),
-    503: (BackendFailure, "it is overloaded or asks for fewer requests"),
 }
 
-#: What may be otherwise a moment later.
-_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
+#: Reasons that come with a status of something else.
+_TOO_MANY: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
+
+_NETWORK: Final = Network(
+    timeouts=(TimeoutError, asyncio.TimeoutError),
+    untrusted=(aiohttp.ClientSSLError,),
+    errors=(aiohttp.ClientError, OSError),
+    trust_variable="SSL_CERT_FILE",
+)
 
 
 class ResponseError(Exception):
@@ -68,13 +52,13 @@ class ResponseError(Exception):
         self.reason = _reason(body)
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
+def failing(error: BaseException) -> Failing:
+    """For how long a try fails."""
     if isinstance(error, ResponseError):
-        return error.status in _PASSING or error.reason in {"rateLimitExceeded", "userRateLimitExceeded"}
-    if isinstance(error, aiohttp.ClientSSLError | aiohttp.InvalidURL):
-        return False
-    return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)
+        return Failing.FOR_NOW if error.reason in _TOO_MANY else failing_by_status(error.status)
+    # Google's library has asked for a token more than once itself.
+    is_final = isinstance(error, aiohttp.InvalidURL | exceptions.GoogleAuthError)
+    return Failing.FOR_GOOD if is_final else _NETWORK.failing(error)
 
 
 def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
@@ -84,25 +68,12 @@ def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, exceptions.GoogleAuthError):
         kind = type(error).__name__
         return AccessDenied(path, f"{store}: Google's library finds no credentials that it could use ({kind})")
-    number = error.errno if isinstance(error, OSError) else None
-    if number in {errno.EMFILE, errno.ENFILE}:
-        return TooManyOpenFiles(path, f"no connection to {store} can be made")
-    if isinstance(error, asyncio.TimeoutError | TimeoutError):
-        return BackendFailure(path, f"{store} does not answer in time")
-    if isinstance(error, aiohttp.ClientSSLError):
-        return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set SSL_CERT_FILE)")
-    if isinstance(error, aiohttp.ClientError | OSError):
-        reason = network_reason(number) if number else type(error).__name__
-        return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
-    return BackendFailure(path, f"{store}: {type(error).__name__}")
+    return _NETWORK.error(error, path, store=store)
 
 
 def _response_error(error: ResponseError, path: str, store: str) -> DriverError:
-    kind, reason = _BY_REASON.get(error.reason) or _BY_STATUS.get(error.status) or (BackendFailure, "")
-    if kind is PathNotFound:
-        return PathNotFound(path)
-    detail = f"{store} answered {error.status} {error.reason}".rstrip()
-    return kind(path, f"{detail}: {reason}" if reason else detail)
+    meaning = _BY_REASON.get(error.reason) or _BY_STATUS.get(error.status) or UNKNOWN
+    return answered(f"{error.status} {error.reason}".rstrip(), meaning, path, store=store)
 
 
 def _reason(body: bytes) -> str:

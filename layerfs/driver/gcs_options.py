@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from layerfs.driver.patience import READ_TIMEOUT, check_read_timeout
 from layerfs.driver.url_options import (
     MEBIBYTE,
     check_named,
@@ -50,10 +51,13 @@ class GcsOptions:
     part_size: int = 16 * MEBIBYTE
     #: Parts of one upload that are on their way at a time; more of them are not kept in memory.
     parts_in_flight: int = 4
+    #: Seconds without a word after which a request is tried again; three times that is the end of it.
+    read_timeout: float = READ_TIMEOUT
     #: Only for programs that have them from elsewhere: what is in such a file.
     credentials: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_read_timeout(self.read_timeout)
         if not 0 < self.part_size <= 1 << 30:
             raise ValueError(f"part_size must be from 1 to {1 << 30} bytes, not {self.part_size}")
         if self.parts_in_flight < 1:
@@ -82,5 +86,6 @@ _QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
     "ca_file": parse_text,
     "part_size": parse_bytes,
     "parts_in_flight": int,
+    "read_timeout": float,
 }
 assert set(_QUERY) <= {option.name for option in fields(GcsOptions)}  # noqa: S101 - a table of names, checked once

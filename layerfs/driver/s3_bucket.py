@@ -1,7 +1,7 @@
 """The requests that can be made of a bucket, each a method: paths in, the driver's errors out. Runs on asyncio.
 
-There is one layer of retries, the SDK's, and every request has a deadline over all its tries. Only the body of a GET,
-which comes after the SDK has returned, is asked for a second time here.
+There is one layer of retries, the SDK's, which goes on for as long as `patience` says, and every request has a deadline
+over all its tries. Only the body of a GET, which comes after the SDK has returned, is asked for a second time here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from layerfs.driver.at_once import ByteBudget, each, gather
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
-from layerfs.driver.s3_errors import UploadGone, error_code, misconfiguration, s3_error
+from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries
+from layerfs.driver.s3_errors import UploadGone, error_code, failing, misconfiguration, s3_error
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.s3_servers import Peculiarities, peculiarities
 from layerfs.driver.trust import trusting
@@ -56,11 +57,7 @@ PART_MEMORY: Final = 256 * MEBIBYTE
 #: Parts of one object that are copied at a time, within the store.
 COPIES_AT_ONCE: Final = 8
 
-#: Seconds. With the default of `read_timeout` the SDK gives up on a store that says nothing after 30 s at the latest.
-#: An operation of a mount has 60 s, and the kernel asks a second time for what could not be read ahead.
-_CONNECT_TIMEOUT: Final = 5
-_ATTEMPTS: Final = 3
-#: For what makes the store copy bytes, or delete many objects, which it does without a word.
+#: Seconds, for what makes the store copy bytes, or delete many objects, which it does without a word.
 _PATIENT_READ_TIMEOUT: Final = 300
 _PATIENT_DEADLINE: Final = 900.0
 #: By the SDK's methods, S3's names of them.
@@ -70,9 +67,6 @@ _PATIENT_OPERATIONS: Final = {
     "delete_objects": "DeleteObjects",
     "upload_part_copy": "UploadPartCopy",
 }
-#: Bytes in a second below which a line counts as broken.
-_SLOWEST_LINE: Final = MEBIBYTE // 4
-
 #: Bytes from which on a body is received in buffers that are used again; nearly all such bodies have just so many.
 _BUFFERED: Final = 8 * MEBIBYTE
 
@@ -136,7 +130,7 @@ class Bucket:
         self._copying: dict[str, _Copying] = {}
         # Until a store has refused a condition that was right.
         self._compares_originals = True
-        self._deadline = options.read_timeout * _ATTEMPTS
+        self._patience = Patience(options.read_timeout)
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
         #: And their memory.
@@ -491,10 +485,11 @@ class Bucket:
             return await self._request(operation, path, **parameters)
 
     async def _request(self, operation: str, path: str, *, length: int = 0, **parameters: Any) -> Any:
-        deadline = _PATIENT_DEADLINE if operation in _PATIENT_OPERATIONS else self._deadline
+        deadline = _PATIENT_DEADLINE if operation in _PATIENT_OPERATIONS else self._patience.deadline(length)
         try:
-            async with asyncio.timeout(deadline + length / _SLOWEST_LINE):
-                client = await self._open()
+            # It reads files to begin with, large ones.
+            client = await self._open()
+            async with self._patience.request(deadline):
                 answer = await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
                 self._peculiarities = peculiarities(answer["ResponseMetadata"]["HTTPHeaders"])
                 return answer
@@ -512,7 +507,7 @@ class Bucket:
     async def _body(self, path: str, answer: Any, length: int, *, is_last_try: bool) -> bytes | None:
         """The body of an answer; None if it did not come whole and may be asked for again."""
         try:
-            async with asyncio.timeout(self._deadline + length / _SLOWEST_LINE), answer["Body"] as body:
+            async with asyncio.timeout(self._patience.deadline(length)), answer["Body"] as body:
                 content: bytes = await body.read() if length < _BUFFERED else await self._filled(body, length)
         except (*_BROKEN_BODY, TimeoutError) as error:
             if is_last_try:
@@ -561,10 +556,24 @@ class Bucket:
                 raise UnknownSource(f"s3://{options.bucket}", reason) from error
             raise s3_error(error, "/", store=self.description) from error
         self._endpoint = client.meta.endpoint_url
+        client.meta.events.register("needs-retry.s3", self._pause)
         client.meta.events.register("before-call.s3.DeleteObjects", _add_md5)
         for operation in _PATIENT_OPERATIONS.values():
             client.meta.events.register(f"before-call.s3.{operation}", _be_patient)
         return client
+
+    def _pause(
+        self,
+        *,
+        response: tuple[Any, dict[str, Any]] | None,
+        caught_exception: Exception | None,
+        **_: Any,
+    ) -> float | None:
+        """Seconds after which the SDK is to make a request again that it has just made; None if it is not to."""
+        if response is not None:
+            self._patience.answered()
+        failed = failing(response[1] if response is not None else None, caught_exception)
+        return None if failed is None else current_tries().pause(failed)
 
     def _check_trust(self) -> None:
         """Raises `UnknownSource` if the certificates by which the store is to be trusted cannot be read."""
@@ -578,9 +587,10 @@ class Bucket:
         # Few stores but AWS have a host name for each bucket.
         style = {None: "auto" if _is_aws(endpoint) else "path", True: "path", False: "virtual"}[path_style]
         config = AioConfig(
-            connect_timeout=_CONNECT_TIMEOUT,
+            connect_timeout=CONNECT_TIMEOUT,
             read_timeout=options.read_timeout,
-            retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+            # Its own rule counts tries, and the failures of all requests together; `_pause` is the one that holds.
+            retries={"mode": "standard", "total_max_attempts": 1},
             max_pool_connections=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS,
             s3={"addressing_style": style, "use_accelerate_endpoint": options.accelerate, **_payload_signing(endpoint)},
             use_dualstack_endpoint=options.dual_stack or None,

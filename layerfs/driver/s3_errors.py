@@ -1,28 +1,27 @@
 """What an error of the AWS SDK means for whoever asked: the one table from S3's codes to `DriverError`s.
 
-By code and type, never by the text of a message; a HEAD has no code but its status. What is told names the endpoint and
-the bucket, never credentials: neither S3's messages nor the SDK's are repeated where they could hold some.
+By code and type, never by the text of a message; a HEAD has no code but its status. What is the same for all stores
+is in `store_errors`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import aiohttp
 from botocore import exceptions
 
-from layerfs.driver.network_reasons import network_reason
+from layerfs.driver.patience import Failing, failing_by_status
+from layerfs.driver.store_errors import BY_STATUS, UNKNOWN, Meaning, Network, answered
 from layerfs.errors import (
     AccessDenied,
-    BackendFailure,
     ContentChanged,
     DriverError,
     PathNotFound,
     ShortRead,
     StorageFull,
-    TooManyOpenFiles,
     UnknownSource,
     UnsupportedByDriver,
 )
@@ -30,7 +29,7 @@ from layerfs.errors import (
 _EXPIRED: Final = "the credentials have expired; renew them where the AWS SDK finds them"
 
 #: Codes with a meaning of their own, beyond what their status says.
-_BY_CODE: Final[dict[str, tuple[type[DriverError], str]]] = {
+_BY_CODE: Final[dict[str, Meaning]] = {
     "ExpiredToken": (AccessDenied, _EXPIRED),
     "ExpiredTokenException": (AccessDenied, _EXPIRED),
     "TokenRefreshRequired": (AccessDenied, _EXPIRED),
@@ -53,18 +52,25 @@ _BY_CODE: Final[dict[str, tuple[type[DriverError], str]]] = {
     "MethodNotAllowed": (UnsupportedByDriver, ""),
 }
 
-_BY_STATUS: Final[dict[int, tuple[type[DriverError], str]]] = {
-    401: (AccessDenied, ""),
-    403: (AccessDenied, ""),
-    404: (PathNotFound, ""),
-    405: (UnsupportedByDriver, ""),
-    412: (ContentChanged, ""),
-    416: (ShortRead, ""),
-    429: (BackendFailure, "it asks for fewer requests"),
-    501: (UnsupportedByDriver, ""),
-    503: (BackendFailure, "it is overloaded or asks for fewer requests"),
-    507: (StorageFull, ""),
+#: Codes that say more than their status of how long a request will fail.
+_FAILING: Final[dict[str, Failing]] = {
+    "PriorRequestNotComplete": Failing.FOR_NOW,
+    "RequestLimitExceeded": Failing.FOR_NOW,
+    "RequestThrottled": Failing.FOR_NOW,
+    "RequestThrottledException": Failing.FOR_NOW,
+    "RequestTimeout": Failing.PERHAPS,
+    "SlowDown": Failing.FOR_NOW,
+    "Throttling": Failing.FOR_NOW,
+    "ThrottlingException": Failing.FOR_NOW,
+    "TooManyRequests": Failing.FOR_NOW,
 }
+
+_NETWORK: Final = Network(
+    timeouts=(TimeoutError, asyncio.TimeoutError, exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError),
+    untrusted=(exceptions.SSLError,),
+    errors=(exceptions.ConnectionError, exceptions.HTTPClientError, aiohttp.ClientError, OSError),
+    trust_variable="AWS_CA_BUNDLE",
+)
 
 _NO_CREDENTIALS: Final = (
     exceptions.NoCredentialsError,
@@ -88,16 +94,17 @@ def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, _NO_CREDENTIALS):
         kind = type(error).__name__
         return AccessDenied(path, f"{store}: the AWS SDK finds no credentials that it could use ({kind})")
-    if (number := _errno(error)) in {errno.EMFILE, errno.ENFILE}:
-        return TooManyOpenFiles(path, f"no connection to {store} can be made")
-    if isinstance(error, asyncio.TimeoutError | exceptions.ReadTimeoutError | exceptions.ConnectTimeoutError):
-        return BackendFailure(path, f"{store} does not answer in time")
-    if isinstance(error, exceptions.SSLError):
-        return BackendFailure(path, f"no trusted TLS connection to {store} (say ca_file=…, or set AWS_CA_BUNDLE)")
-    if isinstance(error, exceptions.ConnectionError | exceptions.HTTPClientError | aiohttp.ClientError | OSError):
-        reason = network_reason(number) if number else type(error).__name__
-        return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
-    return BackendFailure(path, f"{store}: {type(error).__name__}")
+    return _NETWORK.error(error, path, store=store)
+
+
+def failing(answer: Mapping[str, Any] | None, error: BaseException | None) -> Failing | None:
+    """For how long a try fails that had this `answer`, as the SDK parses it, or this `error`; None if it does not."""
+    if error is not None:
+        return _NETWORK.failing(error)
+    code, status = _code_and_status(answer or {})
+    if code in _FAILING:
+        return _FAILING[code]
+    return failing_by_status(status) if status >= 400 else None
 
 
 def misconfiguration(error: Exception) -> str | None:
@@ -117,29 +124,18 @@ def misconfiguration(error: Exception) -> str | None:
 
 def error_code(error: exceptions.ClientError) -> str:
     """S3's code of an error; the status, where there is no body that could have one."""
-    return str(error.response.get("Error", {}).get("Code", ""))
+    return _code_and_status(error.response)[0]
 
 
 def _client_error(error: exceptions.ClientError, path: str, store: str) -> DriverError:
-    code = error_code(error)
-    metadata = error.response.get("ResponseMetadata", {})
-    status = int(metadata.get("HTTPStatusCode", 0))
-    kind, reason = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BackendFailure, "")
-    if kind is PathNotFound:
-        return PathNotFound(path)
-    attempts = int(metadata.get("RetryAttempts", 0)) + 1
+    code, status = _code_and_status(error.response)
+    attempts = int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0)) + 1
     tried = f", tried {attempts} times" if attempts > 1 else ""
     answer = code if code == str(status) or not code else f"{status} {code}"
-    detail = f"{store} answered {answer or status}{tried}"
-    return kind(path, f"{detail}: {reason}" if reason else detail)
+    meaning = _BY_CODE.get(code) or BY_STATUS.get(status) or UNKNOWN
+    return answered(f"{answer or status}{tried}", meaning, path, store=store)
 
 
-def _errno(error: BaseException) -> int | None:
-    """The number of the system's error at the bottom of what the libraries have wrapped around it."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno:
-            return seen.errno
-        inner = getattr(seen, "kwargs", {}).get("error")
-        seen = inner if isinstance(inner, BaseException) else seen.__cause__ or seen.__context__
-    return None
+def _code_and_status(answer: Mapping[str, Any]) -> tuple[str, int]:
+    code = answer.get("Error", {}).get("Code", "")
+    return str(code), int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from layerfs.driver.patience import READ_TIMEOUT, check_read_timeout
 from layerfs.driver.url_options import (
     GIBIBYTE,
     MEBIBYTE,
@@ -68,7 +69,7 @@ class S3Options:
     #: Parts of one upload that are on their way at a time; more of them are not kept in memory.
     parts_in_flight: int = 4
     #: Seconds without a word after which a request is tried again; three times that is the end of it. Not for copies.
-    read_timeout: float = 10.0
+    read_timeout: float = READ_TIMEOUT
     #: The variants of AWS's own endpoints: by IPv6 as well, accelerated, with validated cryptography.
     dual_stack: bool = False
     accelerate: bool = False
@@ -84,6 +85,7 @@ class S3Options:
     session_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        check_read_timeout(self.read_timeout)
         if not SMALLEST_PART <= self.part_size <= LARGEST_PART:
             raise ValueError(f"part_size must be from {SMALLEST_PART} to {LARGEST_PART} bytes, not {self.part_size}")
         if self.multipart_copy_threshold is not None and not 0 < self.multipart_copy_threshold <= LARGEST_COPY:
@@ -92,8 +94,6 @@ class S3Options:
             )
         if self.parts_in_flight < 1:
             raise ValueError(f"parts_in_flight must be at least 1, not {self.parts_in_flight}")
-        if not self.read_timeout > 0:
-            raise ValueError(f"read_timeout must be more than 0 seconds, not {self.read_timeout}")
 
     @property
     def object_parameters(self) -> dict[str, str]:

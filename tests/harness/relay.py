@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass
 class Fault:
-    """What happens to the next requests of an operation, after so many have passed.
+    """What happens to the next requests of an operation, or of all (`*`), after so many have passed.
 
     `kind` is "refuse" (with an error, nothing was done), "reset_before", "reset_after" (all was done), "stall" or
     "flip" (one bit of what was sent).
@@ -137,7 +137,7 @@ class Relay:
         with self.lock:
             self.seen.append(seen)
             for fault in self.faults:
-                if fault.operation != call.operation or not fault.times:
+                if fault.operation not in {call.operation, "*"} or not fault.times:
                     continue
                 if fault.after:
                     fault.after -= 1

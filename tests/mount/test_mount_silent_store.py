@@ -39,7 +39,7 @@ def test_a_reader_is_told_within_the_deadline(
     """And whoever opens the file after him has his own. When the store speaks again both can read."""
     digest = remote.put_layer("a", LAYER)
     options = ["--verify-reads", "--cache-dir", str(tmp_path / "cache")] if verify else []
-    mount = mounts(f"{remote.url}&read_timeout=1", "--operation-timeout", str(DEADLINE), *options)
+    mount = mounts(f"{remote.url}&read_timeout=3", "--operation-timeout", str(DEADLINE), *options)
     layer = mount.path / "a/_layers" / digest
     remote.proxy.fail("stall", "GetObject", times=1000, suffix=blob_key(digest))
     with layer.open("rb", buffering=0) as file:

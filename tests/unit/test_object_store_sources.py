@@ -57,8 +57,8 @@ def test_urls_of_azure(url: str, expected: AzureOptions) -> None:
             GcsOptions("registry", endpoint_url="http://127.0.0.1:4443", part_size=8 * MEBIBYTE, parts_in_flight=2),
         ),
         (
-            "gs://registry/p?credentials_file=/etc/gcs.json&user_project=billing",
-            GcsOptions("registry", "p", credentials_file="/etc/gcs.json", user_project="billing"),
+            "gs://registry/p?credentials_file=/etc/gcs.json&user_project=billing&read_timeout=2.5",
+            GcsOptions("registry", "p", credentials_file="/etc/gcs.json", user_project="billing", read_timeout=2.5),
         ),
     ],
 )
@@ -82,12 +82,14 @@ def test_urls_of_google(url: str, expected: GcsOptions) -> None:
         "az://registry?block_size=101MiB",
         "az://registry?endpoint_url=ftp://host",
         "az://registry?verify_tls=maybe",
+        "az://registry?read_timeout=0",
         "gs://",
         "gs://UPPER",
         "gs://registry?part_size=-1",
         "gs://registry?parts_in_flight=0",
         "gs://registry?parts_in_flight=many",
         "gs://registry?endpoint_url=host:80",
+        "gs://registry?read_timeout=inf",
     ],
 )
 def test_what_cannot_be_meant(url: str) -> None:

@@ -121,6 +121,17 @@ async def test_a_token_that_has_expired(driver_of, account: Path, token_server: 
     assert token_server.given == ["token-0", "token-1"]
 
 
+async def test_a_token_that_is_never_good(
+    driver_of, account: Path, token_server: TokenServer, secured: GcsRelay
+) -> None:
+    """A new one is tried, once."""
+    secured.token = "another"  # noqa: S105 - of a server that lives for a second
+    with pytest.raises(AccessDenied, match="the credentials are not valid, or have expired"):
+        await driver_of().get_content("/a", limit=10)
+    assert token_server.given == ["token-0", "token-1"]
+    assert [seen.status for seen in secured.seen] == [401, 401]
+
+
 async def test_credentials_that_nobody_accepts(driver_of, account: Path, token_server: TokenServer) -> None:
     """Neither the key nor what the server says of it is in the reason."""
     token_server.refuses = True

@@ -1,0 +1,120 @@
+"""What the errors of all object stores have in common: what a status means, and what can happen on the way to a store.
+
+Each store has a table of its own beside this (`s3_errors`, `azure_errors`, `gcs_errors`), of its codes and its library.
+What is told names the endpoint and the bucket, never credentials: messages of stores and libraries are not repeated.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from layerfs.driver.patience import Failing
+from layerfs.errors import (
+    AccessDenied,
+    BackendFailure,
+    ContentChanged,
+    ContentTooLarge,
+    DriverError,
+    PathNotFound,
+    ShortRead,
+    StorageFull,
+    TooManyOpenFiles,
+    UnsupportedByDriver,
+)
+
+#: An error, and the reason to tell beside what the store has answered, if there is more to tell.
+Meaning: TypeAlias = tuple[type[DriverError], str]
+
+ASKS_FOR_FEWER: Final = "it asks for fewer requests"
+
+#: What answers mean whose code has no meaning of its own.
+BY_STATUS: Final[dict[int, Meaning]] = {
+    401: (AccessDenied, ""),
+    403: (AccessDenied, ""),
+    404: (PathNotFound, ""),
+    405: (UnsupportedByDriver, ""),
+    412: (ContentChanged, ""),
+    413: (ContentTooLarge, ""),
+    416: (ShortRead, ""),
+    429: (BackendFailure, ASKS_FOR_FEWER),
+    501: (UnsupportedByDriver, ""),
+    503: (BackendFailure, "it is overloaded or asks for fewer requests"),
+    507: (StorageFull, ""),
+}
+
+UNKNOWN: Final[Meaning] = (BackendFailure, "")
+
+_NO_FILES_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+#: Numbers of getaddrinfo(3), which are negative, and so never those of an errno.
+_NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_NODATA})
+
+
+def answered(answer: str, meaning: Meaning, path: str, *, store: str) -> DriverError:
+    """The error for an `answer` that `store`, the bucket and endpoint, gave to a request for `path`."""
+    kind, reason = meaning
+    if kind is PathNotFound:
+        return PathNotFound(path)
+    detail = f"{store} answered {answer}"
+    return kind(path, f"{detail}: {reason}" if reason else detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What a library raises where there was no answer."""
+
+    timeouts: tuple[type[BaseException], ...]
+    untrusted: tuple[type[BaseException], ...]
+    #: All that has to do with the network, those included.
+    errors: tuple[type[BaseException], ...]
+    #: The variable that names the certificates which are trusted.
+    trust_variable: str
+
+    def error(self, error: BaseException, path: str, *, store: str) -> DriverError:
+        """The error to raise in place of `error`, which a request for `path` met."""
+        causes = list(_causes(error))
+        numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
+        if _NO_FILES_LEFT.intersection(numbers):
+            return TooManyOpenFiles(path, f"no connection to {store} can be made")
+        if _has(causes, self.timeouts):
+            return BackendFailure(path, f"{store} does not answer in time")
+        if _has(causes, self.untrusted):
+            advice = f"say ca_file=…, or set {self.trust_variable}"
+            return BackendFailure(path, f"no trusted TLS connection to {store} ({advice})")
+        if _has(causes, self.errors):
+            reason = _reason(numbers[-1]) if numbers else type(causes[-1]).__name__
+            return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
+        return BackendFailure(path, f"{store}: {type(error).__name__}")
+
+    def failing(self, error: BaseException) -> Failing:
+        """For how long, as far as `error` tells."""
+        causes = list(_causes(error))
+        if _has(causes, self.untrusted) or not _has(causes, self.timeouts + self.errors):
+            return Failing.FOR_GOOD
+        lacks_files = any(isinstance(cause, OSError) and cause.errno in _NO_FILES_LEFT for cause in causes)
+        return Failing.PERHAPS if lacks_files else Failing.FOR_NOW
+
+
+def _has(causes: list[BaseException], kinds: tuple[type[BaseException], ...]) -> bool:
+    return any(isinstance(cause, kinds) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was made of by the libraries, the innermost last."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        # Azure's SDK has it in the one place, AWS's in the other.
+        inner = getattr(seen, "inner_exception", None) or getattr(seen, "kwargs", {}).get("error")
+        seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__ or seen.__context__
+
+
+def _reason(number: int) -> str:
+    """What the number of an `OSError` of a connection means: the name of an errno, or that of a host is not known."""
+    if number in _NO_SUCH_NAME:
+        return "its host name cannot be resolved"
+    return errno.errorcode.get(number, str(number))
