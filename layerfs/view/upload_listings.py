@@ -1,8 +1,9 @@
 """What storage says of uploads: which there are in each repository, and how long each is.
 
-Both hold for the time to live from when the answer was there, and are amended at once by what this mount does itself:
-also an answer that is still on its way, because what was done meanwhile may be missing from it. So however many uploads
-there are, and however long it takes to list them, one more costs what the first has cost.
+Both hold for the time to live from when the answer was there, or for as long as that took, and are amended at once by
+what this mount does itself: also an answer that is still on its way, because what was done meanwhile may be missing
+from it. So however many uploads there are, and however long it takes to list them, one more costs what the first has
+cost.
 
 Where storage is near, each look at an upload asks it how long it is: a registry may be appending, and the size is where
 to resume. Far away that is a request for each, and who looks at one after the other, as `ls -l` does, would wait for
@@ -288,7 +289,7 @@ class UploadListings:
             repository.looks.pop(uuid, None)
         else:
             now = time.monotonic()
-            repository.looks[uuid] = _Look(info, now, now + self._ttl)
+            repository.looks[uuid] = _Look(info, now, self._holds_until(now))
 
     def forget(self, name: str) -> None:
         """Something was done to the uploads of repository `name`, and only storage knows what has become of it."""
@@ -342,10 +343,8 @@ class UploadListings:
         return listing
 
     def _keep(self, repository: _Repository, asking: _Asking, listing: UploadListing) -> None:
-        now = time.monotonic()
         repository.listing, repository.began_at = listing, asking.began_at
-        # What takes longer to list than it is to be believed would be listed all the time.
-        repository.until = now + (max(self._ttl, now - asking.began_at) if self._ttl else 0.0)
+        repository.until = self._holds_until(asking.began_at)
         repository.looks = {uuid: look for uuid, look in repository.looks.items() if uuid in listing}
         for upload in listing:
             if upload.info is not None and upload.uuid not in asking.changed:
@@ -367,7 +366,7 @@ class UploadListings:
             for each_uuid in mine:
                 del repository.looking[each_uuid]
             looking.set()
-        until = time.monotonic() + self._ttl
+        until = self._holds_until(asked_at)
         for each_uuid, info in zip(uuids, found, strict=True):
             if each_uuid in mine and isinstance(info, UploadInfo):
                 repository.looks[each_uuid] = _Look(info, asked_at, until)
@@ -380,6 +379,12 @@ class UploadListings:
         return found[0]
 
     # --- what is kept --------------------------------------------------------------------------------------------
+
+    def _holds_until(self, asked_at: float) -> float:
+        """Until when an answer is believed that is there now, and was asked for at `asked_at`."""
+        now = time.monotonic()
+        # What takes longer to ask for than it is believed would be asked for all the time.
+        return now + (max(self._ttl, now - asked_at) if self._ttl else 0.0)
 
     def _repository(self, name: str) -> _Repository:
         repository = self._repositories.get(name)

@@ -171,6 +171,27 @@ async def test_a_listing_holds_from_when_the_answer_was_there(
     assert driver.listings == 3
 
 
+async def test_a_look_holds_from_when_the_answer_was_there(
+    driver: FarAway, listings: UploadListings, clock: Clock
+) -> None:
+    """As a listing does."""
+    await driver.begin("u1", "x", 1)
+
+    async def be_slow(seconds: float) -> None:
+        clock.now += seconds
+
+    for seconds, holds in ((1.0, TTL), (3 * TTL, 3 * TTL)):
+        driver.while_looking = functools.partial(be_slow, seconds)
+        before = len(driver.looks)
+        await listings.look("a", "u1")
+        clock.now += holds - 0.1
+        await listings.look("a", "u1")
+        assert len(driver.looks) == before + 1
+        clock.now += 0.1
+    await listings.look("a", "u1")
+    assert len(driver.looks) == 3
+
+
 async def test_nothing_is_kept_without_time(driver: FarAway, registry: Registry, clock: Clock) -> None:
     """`--metadata-ttl 0`: each who asks is answered by a listing that was begun afterwards, and by no more of them."""
     listings = UploadListings(0.0, lambda name: registry.repository(name).layers, is_far=True)

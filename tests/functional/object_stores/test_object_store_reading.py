@@ -114,3 +114,20 @@ async def test_a_name_that_changes_within_a_second_is_seen(place) -> None:
     for name in ("one", "two", "six"):
         await driver.put_content(f"{directory}/layerfs-name", name.encode())
         assert [info.file_name for info in await uploads.uploads()] == [name]
+
+
+def test_how_long_uploads_are_comes_with_the_listing(mountable, mounts: Mounts) -> None:
+    """`ls -l` asks for nothing of each but once for its name, and when it began."""
+    number = 20
+    uploads = mounts(mountable.url, "--create").path / "a/_uploads"
+    os.makedirs(uploads.parent)
+    for index in range(number):
+        (uploads / f"layer-{index}").write_bytes(b"x" * index)
+    other = mounts(mountable.url, "--metadata-ttl", "60").path / "a/_uploads"
+    mountable.forget()
+    for _ in range(2):
+        assert {entry.name: entry.stat().st_size for entry in os.scandir(other)} == {
+            f"layer-{index}": index for index in range(number)
+        }
+    # The directories above it are looked for.
+    assert len(mountable.relay.seen) <= 2 * number + 8, mountable.relay.counts
