@@ -178,8 +178,9 @@ class _Repository:
     def take_ahead(self, uuid: str, most: int) -> list[ListedUpload]:
         """The upload, if it is listed, and those that are likely to be looked at next, at most so many in all.
 
-        While they are looked at one after the other, that is twice as many as were looked at of the last ones: who does
-        something after each look, as `rm` does, gets no further in the time for which the answers are good.
+        While they are looked at one after the other, that is twice as many as last time. But if not all of those were
+        looked at, it is as many as were: who does something after each look, as `rm` does, gets no further in the time
+        for which the answers are good.
         """
         listing = self.listing
         if listing is None or uuid not in listing:
@@ -188,7 +189,7 @@ class _Repository:
         if self.was_shown:
             count = _FIRST_AHEAD
         elif position in range(self._ahead.start, self._ahead.stop + len(self._ahead)):
-            count = 2 * (self._asked - len(self._unseen))
+            count = (self._asked - len(self._unseen)) * (1 if self._unseen else 2)
         self._ahead = range(position, position + min(count, most))
         now = time.monotonic()
         upload, *others = [upload for _, upload in listing.shown()[position : self._ahead.stop]]

@@ -358,7 +358,7 @@ async def test_who_does_something_after_each_look_asks_for_few_in_vain(
         await listings.look("a", upload.uuid)
         clock.now += TTL / 4
         listings.removed("a", upload.uuid)
-    assert sum(map(len, driver.looks)) <= 2.5 * 300
+    assert sum(map(len, driver.looks)) <= 1.6 * 300
 
 
 async def test_many_who_look_at_one_ask_for_it_once(driver: FarAway, listings: UploadListings) -> None:
