@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, Final, TypeVar, cast
@@ -63,6 +63,9 @@ _DELETED_AT_ONCE: Final = 256
 
 #: Bytes above which the SDK would make several requests of one; no read here is larger.
 _LARGEST_GET: Final = 256 * MEBIBYTE
+
+#: Has the SDK unpack nothing, whatever a blob says of its encoding: digests are of what is stored.
+_AS_STORED: Final[Mapping[str, Any]] = {"decompress": False}
 
 #: What Azure notes of a blob that is a directory, in an account with a hierarchical namespace.
 _DIRECTORY_MARK: Final = "hdi_isfolder"
@@ -155,7 +158,7 @@ class Container(Objects):
     async def get(self, path: str, *, limit: int) -> bytes:
         async def read(client: ContainerClient) -> tuple[BlobProperties, int, bytes]:
             # One byte more shows that there is more, without a request for the size.
-            answer = await client.download_blob(self.key(path), offset=0, length=limit + 1)
+            answer = await client.download_blob(self.key(path), offset=0, length=limit + 1, **_AS_STORED)
             content = await _read_all(answer)
             size = int((answer.properties.content_range or f"/{len(content)}").rpartition("/")[2])
             return answer.properties, size, content
@@ -182,7 +185,8 @@ class Container(Objects):
             return b""
 
         async def read(client: ContainerClient) -> tuple[int, bytes]:
-            answer = await client.download_blob(self.key(path), offset=offset, length=length, **_if_is(etag))
+            wanted = {**_AS_STORED, **_if_is(etag)}
+            answer = await client.download_blob(self.key(path), offset=offset, length=length, **wanted)
             content = await _read_all(answer)
             return int(str(answer.properties.content_range).rpartition("/")[2]), content
 

@@ -75,6 +75,8 @@ _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 SESSION_TYPE: Final = "application/x-docker-upload-session"
 UPLOAD_TYPE: Final = "application/x-layerfs-upload"
 _CONTENT_TYPE: Final = "application/octet-stream"
+#: Else Google unpacks an object that says that it is compressed, and gives all of it whatever range was asked for.
+_AS_STORED: Final = {"Accept-Encoding": "gzip"}
 
 _FIELDS: Final = "name,size,generation,crc32c,updated,contentType,metadata"
 
@@ -136,7 +138,7 @@ class GcsBucket(Objects):
 
     async def get(self, path: str, *, limit: int) -> bytes:
         async def read() -> bytes:
-            async with self._request("GET", self._object_url(path), {"alt": "media"}) as answer:
+            async with self._request("GET", self._object_url(path), {"alt": "media"}, headers=_AS_STORED) as answer:
                 self._check_readable(path, answer)
                 size = int(answer.headers["Content-Length"])
                 if size > limit:
@@ -152,7 +154,7 @@ class GcsBucket(Objects):
         if not length:
             return b""
         condition = {} if etag is None else {"ifGenerationMatch": etag.partition("/")[0]}
-        wanted = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        wanted = {"Range": f"bytes={offset}-{offset + length - 1}", **_AS_STORED}
 
         async def read() -> tuple[int, bytes]:
             query = {"alt": "media", **condition}

@@ -88,9 +88,12 @@ class GcsServer:
         finally:
             connection.close()
 
-    def put(self, key: str, content: bytes, content_type: str, metadata: dict[str, str] | None = None) -> None:
-        """An object, with all that a registry would say of it."""
-        about = json.dumps({"name": key, "contentType": content_type, "metadata": metadata or {}}).encode()
+    def put(
+        self, key: str, content: bytes, content_type: str, metadata: dict[str, str] | None = None, encoding: str = ""
+    ) -> None:
+        """An object, with all that a registry or another tool would say of it."""
+        said = {"name": key, "contentType": content_type, "contentEncoding": encoding, "metadata": metadata or {}}
+        about = json.dumps(said).encode()
         kind = content_type.encode()
         head = b"--x\r\nContent-Type: application/json\r\n\r\n" + about + b"\r\n--x\r\nContent-Type: " + kind
         target = f"/upload/storage/v1/b/{BUCKET}/o?uploadType=multipart&name={quote(key, safe='')}"

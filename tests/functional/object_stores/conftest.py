@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trio
+from azure.storage.blob import ContentSettings
 from harness.azurite import CONTAINER, AzureRelay, azurite
 from harness.gcs_server import BUCKET, gcs_server
 from harness.relay import Relay
@@ -47,6 +48,10 @@ class Place(ABC):
     @abstractmethod
     def content(self, path: str) -> bytes: ...
 
+    @abstractmethod
+    def put_encoded(self, path: str, content: bytes) -> None:
+        """What a tool puts that says of it that it is compressed."""
+
     def forget(self) -> None:
         self.relay.seen.clear()
 
@@ -71,6 +76,9 @@ class AzurePlace(Place):
     def content(self, path: str) -> bytes:
         return self.client.download_blob(self.prefix + path).readall()
 
+    def put_encoded(self, path: str, content: bytes) -> None:
+        self.client.upload_blob(self.prefix + path, content, content_settings=ContentSettings(content_encoding="gzip"))
+
 
 class GcsPlace(Place):
     def __init__(self) -> None:
@@ -88,6 +96,9 @@ class GcsPlace(Place):
 
     def content(self, path: str) -> bytes:
         return self.server.content(self.prefix + path)
+
+    def put_encoded(self, path: str, content: bytes) -> None:
+        self.server.put(self.prefix + path, content, "application/octet-stream", encoding="gzip")
 
 
 PLACES: dict[str, type[Place]] = {"azure": AzurePlace, "gcs": GcsPlace}
