@@ -14,33 +14,24 @@ service principal in the environment, workload identity, managed identity, `az l
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
 
 from layerfs.driver.patience import READ_TIMEOUT, check_read_timeout
 from layerfs.driver.url_options import (
     MEBIBYTE,
-    check_named,
-    check_no_secrets,
+    UrlForm,
     parse_boolean,
     parse_bytes,
     parse_endpoint_url,
-    parse_query,
+    parse_store_url,
     parse_text,
-    shown,
 )
-from layerfs.errors import UnknownSource
 
 #: Azure's limits: bytes that one request appends, and how often an append blob can be appended to.
 LARGEST_BLOCK: Final = 100 * MEBIBYTE
 MOST_BLOCKS: Final = 50_000
-
-_CREDENTIALS: Final = (
-    "where Azure's tools look for them, such as AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT and "
-    "AZURE_STORAGE_KEY, in the environment"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +73,7 @@ class AzureOptions:
 def parse_azure_url(url: str) -> AzureOptions:
     """The options in an `az://`, `abfs://` or `abfss://` URL. Raises `UnknownSource`, without repeating a secret."""
     parts, given = _split_host(urlsplit(url))
-    check_no_secrets(parts, _CREDENTIALS)
-    # $root and $web are names too, of containers that no registry uses.
-    if not re.fullmatch(r"[a-z0-9](-?[a-z0-9]){2,62}", parts.netloc):
-        check_named(parts, "container")
-        raise UnknownSource(shown(parts), "expected az://CONTAINER/PREFIX or abfs://CONTAINER@ACCOUNT.dfs.REALM/PREFIX")
-    prefix = unquote(parts.path).strip("/")
-    try:
-        return AzureOptions(container=parts.netloc, root_prefix=prefix, **(given | parse_query(parts.query, _QUERY)))
-    except ValueError as error:
-        raise UnknownSource(shown(parts), str(error)) from error
+    return parse_store_url(parts, _FORM, AzureOptions, given)
 
 
 def _split_host(parts: SplitResult) -> tuple[SplitResult, dict[str, str]]:
@@ -115,13 +97,20 @@ def _realm(text: str) -> str:
     return text
 
 
-_QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
-    "account": _account,
-    "endpoint_url": parse_endpoint_url,
-    "realm": _realm,
-    "verify_tls": parse_boolean,
-    "ca_file": parse_text,
-    "block_size": parse_bytes,
-    "read_timeout": float,
-}
-assert set(_QUERY) <= {option.name for option in fields(AzureOptions)}  # noqa: S101 - a table of names, checked once
+_FORM: Final = UrlForm(
+    kind="container",
+    # $root and $web are names too, of containers that no registry uses.
+    names=r"[a-z0-9](-?[a-z0-9]){2,62}",
+    expected="az://CONTAINER/PREFIX or abfs://CONTAINER@ACCOUNT.dfs.REALM/PREFIX",
+    credentials="where Azure's tools look for them, such as AZURE_STORAGE_CONNECTION_STRING, or "
+    "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY, in the environment",
+    parsers={
+        "account": _account,
+        "endpoint_url": parse_endpoint_url,
+        "realm": _realm,
+        "verify_tls": parse_boolean,
+        "ca_file": parse_text,
+        "block_size": parse_bytes,
+        "read_timeout": float,
+    },
+)

@@ -10,27 +10,21 @@ With an endpoint without TLS, as of an emulator, there are none; `STORAGE_EMULAT
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from layerfs.driver.patience import READ_TIMEOUT, check_read_timeout
 from layerfs.driver.url_options import (
     MEBIBYTE,
-    check_named,
-    check_no_secrets,
+    UrlForm,
     parse_boolean,
     parse_bytes,
     parse_endpoint_url,
-    parse_query,
+    parse_store_url,
     parse_text,
-    shown,
 )
-from layerfs.errors import UnknownSource
-
-_CREDENTIALS: Final = "into a file, and its name into GOOGLE_APPLICATION_CREDENTIALS in the environment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,26 +60,22 @@ class GcsOptions:
 
 def parse_gcs_url(url: str) -> GcsOptions:
     """The options in a `gs://` or `gcs://` URL. Raises `UnknownSource`, without repeating what may be a secret."""
-    parts = urlsplit(url)
-    check_no_secrets(parts, _CREDENTIALS)
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", parts.netloc):
-        check_named(parts, "bucket")
-        raise UnknownSource(shown(parts), "expected gs://BUCKET or gs://BUCKET/PREFIX")
-    prefix = unquote(parts.path).strip("/")
-    try:
-        return GcsOptions(bucket=parts.netloc, root_prefix=prefix, **parse_query(parts.query, _QUERY))
-    except ValueError as error:
-        raise UnknownSource(shown(parts), str(error)) from error
+    return parse_store_url(urlsplit(url), _FORM, GcsOptions)
 
 
-_QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
-    "endpoint_url": parse_endpoint_url,
-    "credentials_file": parse_text,
-    "user_project": parse_text,
-    "verify_tls": parse_boolean,
-    "ca_file": parse_text,
-    "part_size": parse_bytes,
-    "parts_in_flight": int,
-    "read_timeout": float,
-}
-assert set(_QUERY) <= {option.name for option in fields(GcsOptions)}  # noqa: S101 - a table of names, checked once
+_FORM: Final = UrlForm(
+    kind="bucket",
+    names=r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]",
+    expected="gs://BUCKET or gs://BUCKET/PREFIX",
+    credentials="into a file, and its name into GOOGLE_APPLICATION_CREDENTIALS in the environment",
+    parsers={
+        "endpoint_url": parse_endpoint_url,
+        "credentials_file": parse_text,
+        "user_project": parse_text,
+        "verify_tls": parse_boolean,
+        "ca_file": parse_text,
+        "part_size": parse_bytes,
+        "parts_in_flight": int,
+        "read_timeout": float,
+    },
+)

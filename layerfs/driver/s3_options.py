@@ -9,31 +9,20 @@ configuration file, the region likewise. Secrets are never part of a URL, which 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
 
 from layerfs.driver.patience import READ_TIMEOUT, check_read_timeout
 from layerfs.driver.url_options import (
     GIBIBYTE,
     MEBIBYTE,
-    check_named,
-    check_no_secrets,
+    UrlForm,
     parse_boolean,
     parse_bytes,
     parse_endpoint_url,
-    parse_query,
+    parse_store_url,
     parse_text,
-    shown,
-)
-from layerfs.errors import UnknownSource
-
-#: Where they belong.
-_CREDENTIALS: Final = (
-    "where the AWS SDK looks for them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, "
-    "or ~/.aws/credentials"
 )
 
 #: S3's limits: of a part (but the last), of a part, of parts in an upload, and of what one request copies.
@@ -109,28 +98,25 @@ class S3Options:
 
 def parse_s3_url(url: str) -> S3Options:
     """The options in an `s3://` URL. Raises `UnknownSource`, without repeating what may be a secret."""
-    parts = urlsplit(url)
-    check_no_secrets(parts, _CREDENTIALS)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}", parts.netloc):
-        check_named(parts, "bucket")
-        raise UnknownSource(shown(parts), "expected s3://BUCKET or s3://BUCKET/PREFIX")
-    prefix = unquote(parts.path).strip("/")
-    try:
-        return S3Options(bucket=parts.netloc, root_prefix=prefix, **parse_query(parts.query, _QUERY))
-    except ValueError as error:
-        raise UnknownSource(shown(parts), str(error)) from error
+    return parse_store_url(urlsplit(url), _FORM, S3Options)
 
 
-_QUERY: Final[Mapping[str, Callable[[str], Any]]] = {
-    "endpoint_url": parse_endpoint_url,
-    "region": parse_text,
-    "profile": parse_text,
-    "path_style": parse_boolean,
-    "verify_tls": parse_boolean,
-    "ca_file": parse_text,
-    "multipart_copy_threshold": parse_bytes,
-    "part_size": parse_bytes,
-    "parts_in_flight": int,
-    "read_timeout": float,
-}
-assert set(_QUERY) <= {option.name for option in fields(S3Options)}  # noqa: S101 - a table of names, checked once
+_FORM: Final = UrlForm(
+    kind="bucket",
+    names=r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}",
+    expected="s3://BUCKET or s3://BUCKET/PREFIX",
+    credentials="where the AWS SDK looks for them, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the "
+    "environment, or ~/.aws/credentials",
+    parsers={
+        "endpoint_url": parse_endpoint_url,
+        "region": parse_text,
+        "profile": parse_text,
+        "path_style": parse_boolean,
+        "verify_tls": parse_boolean,
+        "ca_file": parse_text,
+        "multipart_copy_threshold": parse_bytes,
+        "part_size": parse_bytes,
+        "parts_in_flight": int,
+        "read_timeout": float,
+    },
+)

@@ -1,4 +1,4 @@
-"""Options in the query of a URL, for the drivers of object stores. What is wrong with them is a `ValueError`.
+"""What the URLs of object stores have in common: a bucket or container, a prefix in it, and options in the query.
 
 Secrets are never part of a URL: it is seen in `ps` and in shell histories.
 """
@@ -7,35 +7,66 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, urlsplit
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from layerfs.errors import UnknownSource
 
 MEBIBYTE: Final = 1 << 20
 GIBIBYTE: Final = 1 << 30
 
+_Options = TypeVar("_Options")
 
-def shown(parts: SplitResult) -> str:
+
+@dataclass(frozen=True, slots=True)
+class UrlForm:
+    """How the URLs of one kind of object store are written."""
+
+    #: What stands in the place of a host, by the name of the option that it becomes; and what it can be called.
+    kind: str
+    names: str
+    #: What a URL looks like.
+    expected: str
+    #: Where credentials belong, since it is not in a URL.
+    credentials: str
+    #: The options in the query.
+    parsers: Mapping[str, Callable[[str], Any]]
+
+
+def parse_store_url(
+    parts: SplitResult, form: UrlForm, make: Callable[..., _Options], given: Mapping[str, Any] | None = None
+) -> _Options:
+    """The options in a URL, which `make` makes of them and of those that are `given`.
+
+    Raises `UnknownSource`, without repeating what may be a secret.
+    """
+    _check_no_secrets(parts, form.credentials)
+    if not re.fullmatch(form.names, parts.netloc):
+        if parts.netloc:
+            name = parts.netloc.rpartition("@")[2]
+            raise UnknownSource(_shown(parts), f"{name!r} cannot be the name of a {form.kind}")
+        raise UnknownSource(_shown(parts), f"expected {form.expected}")
+    named = {form.kind: parts.netloc, "root_prefix": unquote(parts.path).strip("/")}
+    try:
+        return make(**(named | dict(given or {}) | _parse_query(parts.query, form.parsers)))
+    except ValueError as error:
+        raise UnknownSource(_shown(parts), str(error)) from error
+
+
+def _check_no_secrets(parts: SplitResult, advice: str) -> None:
+    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    if "@" in parts.netloc or any(re.search("key|secret|token|password", name) for name in names):
+        raise UnknownSource(_shown(parts), f"credentials in it would be seen by everybody: put them {advice}")
+
+
+def _shown(parts: SplitResult) -> str:
     """The URL without what may be a secret, to be repeated in messages."""
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def check_no_secrets(parts: SplitResult, advice: str) -> None:
-    """Raises `UnknownSource` if credentials are in a URL; `advice` says where to put them."""
-    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if "@" in parts.netloc or any(re.search("key|secret|token|password", name) for name in names):
-        raise UnknownSource(shown(parts), f"credentials in it would be seen by everybody: put them {advice}")
-
-
-def check_named(parts: SplitResult, kind: str) -> None:
-    """Raises `UnknownSource` for a URL whose bucket or container, which is `kind`, has a name that none can have."""
-    if parts.netloc:
-        raise UnknownSource(shown(parts), f"{parts.netloc.rpartition('@')[2]!r} cannot be the name of a {kind}")
-
-
-def parse_query(query: str, parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
-    """The options in a query, each by the parser for its name."""
+def _parse_query(query: str, parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """The options in a query, each by the parser for its name. What is wrong with them is a `ValueError`."""
     options: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in parsers:
