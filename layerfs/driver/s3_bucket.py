@@ -354,19 +354,18 @@ class Bucket:
         return Part(number, len(content), _etag(answer))
 
     async def copy_into_upload(
-        self,
-        source: str,
-        destination: str,
-        upload_id: str,
-        found: StoredObject,
-        size: int,
-        done: dict[int, Part] | None = None,
+        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int
     ) -> list[Part]:
-        """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here.
+        """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here."""
+        parts = await self._copy_pieces(source, destination, upload_id, found, size, {})
+        if not self._compares_originals:
+            _check_same(source, found, await self.head(source))
+        return parts
 
-        `done` has the parts that were made before, and gets those that are made now.
-        """
-        made = {} if done is None else done
+    async def _copy_pieces(
+        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int, made: dict[int, Part]
+    ) -> list[Part]:
+        """`made` has the parts that were made before, and gets those that are made now."""
         pieces = _pieces(size, self._copied_part(size))
         is_whole = size == found.size and len(pieces) == 1 and not self._peculiarities.forgets_etag_of_whole
         slots = asyncio.Semaphore(COPIES_AT_ONCE)
@@ -381,8 +380,6 @@ class Bucket:
 
         numbered = enumerate(pieces, 1)
         await gather([one(number, start, length) for number, (start, length) in numbered if number not in made])
-        if not self._compares_originals:
-            _check_same(source, found, await self.head(source))
         return [made[number] for number in sorted(made)]
 
     async def complete_upload(self, path: str, upload_id: str, parts: Iterable[Part]) -> str:
@@ -423,9 +420,7 @@ class Bucket:
     async def _copy_in_parts(self, source: str, destination: str, found: StoredObject) -> None:
         copying = await self._begin_copying(destination, found)
         try:
-            parts = await self.copy_into_upload(
-                source, destination, copying.upload_id, found, found.size, copying.parts
-            )
+            parts = await self._copy_pieces(source, destination, copying.upload_id, found, found.size, copying.parts)
             _check_same(source, found, await self.head(source))
             await self.complete_upload(destination, copying.upload_id, parts)
         except asyncio.CancelledError:
