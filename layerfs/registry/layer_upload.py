@@ -46,7 +46,7 @@ from layerfs.errors import (
 from layerfs.layername import LayerName, Verifier, is_of_nothing
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
 from layerfs.registry.links import read_link, write_link
-from layerfs.registry.lost_tail import note_durable, size_before_lost_tail
+from layerfs.registry.lost_tail import can_lose_tail, note_durable, size_before_lost_tail
 from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
 from layerfs.registry.repositories import link_layer, make_repository
 
@@ -460,7 +460,7 @@ class LayerUpload:
         await self._delete_states_ahead_of(writer.size)
 
     async def _cut_lost_tail(self, writer: FileWriter) -> None:
-        if not writer.size or not self._driver.capabilities.random_writes:
+        if not can_lose_tail(self._driver, writer.size):
             return
         info = await self._driver.stat(self._directory.data)
         size = await size_before_lost_tail(self._driver, self._directory, info)

@@ -32,9 +32,14 @@ _READ: Final = 1 << 20
 _NUMBER_LIMIT: Final = 20
 
 
+def can_lose_tail(driver: StorageDriver, size: int) -> bool:
+    """Whether a file of `size` bytes can have lost some, so that it is worth looking at."""
+    return size > 0 and driver.capabilities.random_writes
+
+
 async def size_before_lost_tail(driver: StorageDriver, directory: UploadDirectory, data: FileInfo) -> int:
     """How many bytes of an upload count, whose `data` was just looked at."""
-    if not data.size or not driver.capabilities.random_writes or data.modified_at >= _started_at():
+    if not can_lose_tail(driver, data.size) or data.modified_at >= _started_at():
         return data.size
     try:
         return await _size_without_zeros(driver, data, await _durable(driver, directory, data.size))
