@@ -2,10 +2,61 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 
+from layerfs.driver.at_once import each
+from layerfs.driver.interface import Contents, FileInfo, check_path
 from layerfs.driver.objects import Page
-from layerfs.errors import InvalidPath, NotRegularFile
+from layerfs.errors import InvalidPath, NotRegularFile, PathNotFound
+
+
+class KeyedStorage(ABC):
+    """A storage out of keys: a path is a file or a directory, or neither."""
+
+    @abstractmethod
+    def key(self, path: str) -> str:
+        """The key of a path; with a slash at the end where the path is `/`."""
+
+    @abstractmethod
+    async def stat(self, path: str) -> FileInfo: ...
+
+    @abstractmethod
+    async def is_directory(self, path: str) -> bool:
+        """One request, whatever else has the name."""
+
+    @abstractmethod
+    async def get_content(self, path: str, limit: int) -> bytes: ...
+
+    async def stat_file(self, path: str) -> FileInfo:
+        check_not_root(path)
+        info = await self.stat(path)
+        if info.is_directory:
+            raise NotRegularFile(path, "a directory")
+        return info
+
+    async def get_contents(self, paths: Sequence[str], limit: int) -> Contents:
+        async def one(path: str) -> bytes:
+            return await self.get_content(check_path(path), limit)
+
+        return await each(map(one, paths))
+
+    def _below(self, path: str) -> str:
+        """With what the keys begin of all that is below a path."""
+        return self.key(path) if path == "/" else f"{self.key(path)}/"
+
+    async def _no_file(self, path: str) -> NotRegularFile:
+        """The error for what is a directory, and was to be a file. Raises `PathNotFound` if it is nothing at all."""
+        await self._check_directory(path)
+        return NotRegularFile(path, "a directory")
+
+    async def _check_directory(self, path: str) -> None:
+        if not await self.is_directory(path):
+            raise PathNotFound(path)
+
+    async def _check_no_directory(self, path: str) -> None:
+        if await self.is_directory(path):
+            raise NotRegularFile(path, "a directory")
 
 
 def check_not_root(path: str) -> None:

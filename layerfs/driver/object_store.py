@@ -7,17 +7,23 @@ objects like all others, which only this process knows to be longer than they ar
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from layerfs.driver.at_once import each, gather
-from layerfs.driver.interface import Contents, Entries, Entry, FileInfo, Files, Stats, check_path, is_component
-from layerfs.driver.object_paths import check_may_be_deleted, check_not_root, directory_of_all, names_below
+from layerfs.driver.interface import Entries, Entry, FileInfo, Files, Stats, check_path, is_component
+from layerfs.driver.object_paths import (
+    KeyedStorage,
+    check_may_be_deleted,
+    check_not_root,
+    directory_of_all,
+    names_below,
+)
 from layerfs.driver.object_upload import ObjectUpload
 from layerfs.driver.objects import Objects, ObjectVersion, StoredObject
-from layerfs.errors import ContentChanged, ContentTooLarge, NotRegularFile, PathNotFound, ShortRead
+from layerfs.errors import ContentChanged, ContentTooLarge, PathNotFound, ShortRead
 
 #: Where registries have the bytes of an unfinished upload, which may grow while it is read.
 _UPLOAD_DATA: Final = re.compile(r".*/_uploads/[^/]+/data")
@@ -28,7 +34,7 @@ _Upload = TypeVar("_Upload", bound=ObjectUpload)
 Keys: TypeAlias = list[str]
 
 
-class ObjectStore(ABC, Generic[_Upload]):
+class ObjectStore(KeyedStorage, Generic[_Upload]):
     """The storage of an `ObjectStoreDriver`, of which stores differ in how they append."""
 
     #: How the names end of objects that belong to another, whose name is the beginning; nobody sees them.
@@ -52,6 +58,9 @@ class ObjectStore(ABC, Generic[_Upload]):
         self._live.clear()
         await self._objects.close()
 
+    def key(self, path: str) -> str:
+        return self._objects.key(path)
+
     # --- looking -------------------------------------------------------------------------------------------------
 
     async def stat(self, path: str) -> FileInfo:
@@ -67,13 +76,6 @@ class ObjectStore(ABC, Generic[_Upload]):
             return _file_info(path, found)
         await self._check_directory(path)
         return FileInfo(path, True, 0, 0)
-
-    async def stat_file(self, path: str) -> FileInfo:
-        check_not_root(path)
-        info = await self.stat(path)
-        if info.is_directory:
-            raise NotRegularFile(path, "a directory")
-        return info
 
     async def stat_many(self, paths: Sequence[str]) -> Stats:
         async def one(path: str) -> FileInfo:
@@ -115,23 +117,11 @@ class ObjectStore(ABC, Generic[_Upload]):
             return None
 
     async def is_directory(self, path: str) -> bool:
-        """One request, whatever else has the name."""
         async for page in self._objects.pages(path, self._below(path), limit=1):
             # A page can be empty and not the last one.
             if page.objects or page.is_last:
                 return bool(page.objects) or path == "/"
         return path == "/"
-
-    async def _check_directory(self, path: str) -> None:
-        if not await self.is_directory(path):
-            raise PathNotFound(path)
-
-    async def _check_no_directory(self, path: str) -> None:
-        if await self.is_directory(path):
-            raise NotRegularFile(path, "a directory")
-
-    def _below(self, path: str) -> str:
-        return self._objects.key(path) if path == "/" else f"{self._objects.key(path)}/"
 
     # --- contents ------------------------------------------------------------------------------------------------
 
@@ -145,14 +135,7 @@ class ObjectStore(ABC, Generic[_Upload]):
         try:
             return await self._objects.get(path, limit=limit)
         except PathNotFound:
-            await self._check_directory(path)
-            raise NotRegularFile(path, "a directory") from None
-
-    async def get_contents(self, paths: Sequence[str], limit: int) -> Contents:
-        async def one(path: str) -> bytes:
-            return await self.get_content(check_path(path), limit)
-
-        return await each(map(one, paths))
+            raise await self._no_file(path) from None
 
     async def put_content(self, path: str, content: bytes) -> None:
         check_not_root(path)
@@ -222,8 +205,7 @@ class ObjectStore(ABC, Generic[_Upload]):
             await live.flush()
         found = await self._find(path)
         if found is None:
-            await self._check_directory(path)
-            raise NotRegularFile(path, "a directory")
+            raise await self._no_file(path)
         return found, ObjectVersion(found.etag, found.size)
 
     async def publish(self, source: str, found: StoredObject, destination: str) -> None:
@@ -239,7 +221,7 @@ class ObjectStore(ABC, Generic[_Upload]):
         await self._check_no_directory(destination)
         await self._change_hands(source, keep=True)
         await self.publish(source, await self._objects.head(source), destination)
-        await self._objects.delete_keys(source, [self._objects.key(source)])
+        await self._objects.delete_keys(source, [self.key(source)])
 
     async def delete(self, path: str) -> None:
         check_may_be_deleted(path)
@@ -267,7 +249,7 @@ class ObjectStore(ABC, Generic[_Upload]):
 
     def _is_at(self, key: str, path: str) -> bool:
         """Whether an object is deleted when a path is: it is there, below it, or belongs to what is there."""
-        name = self._objects.key(path)
+        name = self.key(path)
         rest = key.removeprefix(name)
         return key.startswith(name) and (not rest or rest.startswith("/") or self._is_suffix(rest))
 
@@ -284,7 +266,7 @@ class ObjectStore(ABC, Generic[_Upload]):
 
     async def _keys_at(self, path: str) -> Keys:
         """The keys of a file and of all that is below it, as far as there is anything."""
-        key = self._objects.key(path)
+        key = self.key(path)
         async for page in self._objects.pages(path, key):
             keys = [found for found in page.objects if self._is_at(found, path)]
             if page.is_last:

@@ -18,7 +18,6 @@ from typing import Final, TypeAlias
 
 from layerfs.driver.at_once import each, gather
 from layerfs.driver.interface import (
-    Contents,
     Entries,
     Entry,
     FileInfo,
@@ -27,7 +26,13 @@ from layerfs.driver.interface import (
     check_path,
     is_component,
 )
-from layerfs.driver.object_paths import check_may_be_deleted, check_not_root, directory_of_all, names_below
+from layerfs.driver.object_paths import (
+    KeyedStorage,
+    check_may_be_deleted,
+    check_not_root,
+    directory_of_all,
+    names_below,
+)
 from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_bucket import Bucket, OpenUpload
 from layerfs.driver.s3_options import S3Options
@@ -36,7 +41,6 @@ from layerfs.errors import (
     ContentChanged,
     ContentTooLarge,
     DriverError,
-    NotRegularFile,
     PathNotFound,
     ShortRead,
 )
@@ -68,7 +72,7 @@ class _Left:
     version: S3Version
 
 
-class Store:
+class Store(KeyedStorage):
     """The storage of an `S3Driver`."""
 
     def __init__(self, options: S3Options) -> None:
@@ -82,6 +86,9 @@ class Store:
             await upload.abandon()
         self._live.clear()
         await self.bucket.close()
+
+    def key(self, path: str) -> str:
+        return self.bucket.key(path)
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -98,16 +105,8 @@ class Store:
         return FileInfo(path, True, 0, 0)
 
     async def is_directory(self, path: str) -> bool:
-        """One request, whatever else has the name."""
         page = await self.bucket.list_objects(path, self._below(path), limit=1)
         return bool(page.objects) or path == "/"
-
-    async def stat_file(self, path: str) -> FileInfo:
-        check_not_root(path)
-        info = await self.stat(path)
-        if info.is_directory:
-            raise NotRegularFile(path, "a directory")
-        return info
 
     async def stat_many(self, paths: Sequence[str]) -> Stats:
         opened = await self._opened_around(paths)
@@ -154,7 +153,7 @@ class Store:
         return {key[0]: True for key in keys if key[1:] == ["data"]}
 
     async def _add_upload(self, path: str, found: dict[str, bool]) -> bool:
-        if path not in self._live and not await self.bucket.list_uploads(path, self.bucket.key(path)):
+        if path not in self._live and not await self.bucket.list_uploads(path, self.key(path)):
             return False
         found["data"] = False
         return True
@@ -189,18 +188,11 @@ class Store:
         """The open uploads of directories that many of the paths are in, listed once for all."""
         wanted = Counter(uploads for uploads in map(_uploads_of, paths) if uploads is not None)
         shared = [uploads for uploads, count in wanted.items() if count > 1]
-        listed = await each(self.bucket.list_uploads(uploads, self.bucket.key(uploads)) for uploads in shared)
+        listed = await each(self.bucket.list_uploads(uploads, self.key(uploads)) for uploads in shared)
         # Where it fails each asks for itself, and has its own error.
         return {
             uploads: found for uploads, found in zip(shared, listed, strict=True) if not isinstance(found, DriverError)
         }
-
-    async def _check_directory(self, path: str) -> None:
-        if not await self.is_directory(path):
-            raise PathNotFound(path)
-
-    def _below(self, path: str) -> str:
-        return self.bucket.key(path) if path == "/" else f"{self.bucket.key(path)}/"
 
     def _written_here(self, path: str) -> S3Upload | None:
         """The upload that this process writes at a path. Of one that has failed only what is stored counts."""
@@ -222,14 +214,7 @@ class Store:
         try:
             return await self.bucket.get(path, limit=limit)
         except PathNotFound:
-            await self._check_directory(path)
-            raise NotRegularFile(path, "a directory") from None
-
-    async def get_contents(self, paths: Sequence[str], limit: int) -> Contents:
-        async def one(path: str) -> bytes:
-            return await self.get_content(check_path(path), limit)
-
-        return await each(map(one, paths))
+            raise await self._no_file(path) from None
 
     async def put_content(self, path: str, content: bytes) -> None:
         check_not_root(path)
@@ -329,8 +314,7 @@ class Store:
         known = live.upload_id if live is not None else left.upload_id if left is not None else None
         state = await self._find_for_sealing(path, known)
         if state is None:
-            await self._check_directory(path)
-            raise NotRegularFile(path, "a directory")
+            raise await self._no_file(path)
         if state.stray:
             state = await self._without_stray(path, state)
         if state.found is not None and state.is_object:
@@ -396,24 +380,20 @@ class Store:
         if live is not None:
             live.fence(reason)
             await self.end_writing(live)
-        await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
+        await self._abort(path, await self.bucket.list_uploads(path, self.key(path)))
         self._written.pop(path, None)
 
     async def _remove(self, path: str, state: StoredUpload) -> None:
-        await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
+        await self._abort(path, await self.bucket.list_uploads(path, self.key(path)))
         if state.found is not None:
             await self.bucket.delete(path)
 
     async def _abort(self, path: str, uploads: Sequence[OpenUpload]) -> int:
         """Aborts those of the uploads that are at `path` or below it; returns how many."""
-        key = self.bucket.key(path)
+        key = self.key(path)
         aborted = [upload for upload in uploads if upload.key == key or upload.key.startswith(f"{key}/")]
         await gather([self.bucket.abort_upload(self.bucket.path(upload.key), upload.upload_id) for upload in aborted])
         return len(aborted)
-
-    async def _check_no_directory(self, path: str) -> None:
-        if await self.is_directory(path):
-            raise NotRegularFile(path, "a directory")
 
     # --- moving and deleting -----------------------------------------------------------------------------------------
 
@@ -441,10 +421,10 @@ class Store:
         check_may_be_deleted(path)
         await self._end_uploads_at(path)
         keys = await self._keys_at(path)
-        is_file = keys == [self.bucket.key(path)]
+        is_file = keys == [self.key(path)]
         aborted = 0
         if not is_file or self._may_be_upload(path):
-            aborted = await self._abort(path, await self.bucket.list_uploads(path, self.bucket.key(path)))
+            aborted = await self._abort(path, await self.bucket.list_uploads(path, self.key(path)))
         await self.bucket.delete_keys(path, keys)
         self._forget(path)
         if not keys and not aborted:
@@ -462,9 +442,9 @@ class Store:
         await self._end_uploads_at(directory)
         keys = await self._keys_at(directory)
         if not self._is_published_below(directory):
-            await self._abort(directory, await self.bucket.list_uploads(directory, self.bucket.key(directory)))
+            await self._abort(directory, await self.bucket.list_uploads(directory, self.key(directory)))
         for step in steps:
-            beginnings = tuple(f"{self.bucket.key(path)}/" for path in step)
+            beginnings = tuple(f"{self.key(path)}/" for path in step)
             own = [key for key in keys if f"{key}/".startswith(beginnings)]
             await self.bucket.delete_keys(directory, own)
             keys = [key for key in keys if not f"{key}/".startswith(beginnings)]
@@ -487,7 +467,7 @@ class Store:
 
     async def _keys_at(self, path: str) -> Keys:
         """The keys of a file and of all that is below it, as far as there is anything."""
-        key = self.bucket.key(path)
+        key = self.key(path)
         page = await self.bucket.list_objects(path, key)
         if page.is_last:
             return [found for found in page.objects if found == key or found.startswith(f"{key}/")]
