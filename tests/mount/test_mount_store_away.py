@@ -23,7 +23,7 @@ from harness.mount import Mount
 from harness.object_stores import BUCKET, gateway
 from harness.relay import Relay
 from harness.s3_proxy import S3Proxy
-from harness.storage import Storage, holds
+from harness.storage import Storage, digest_of, holds
 from harness.stores import open_store
 from harness.tolerance import forgive_refusals, refusals
 
@@ -83,12 +83,13 @@ def feed(process: subprocess.Popen[bytes], content: bytes) -> None:
 
 
 def test_a_gateway_that_is_restarted(place: Place, mounts: Callable[..., Mount], payload) -> None:
-    """A `cat` and a `cp` in the middle of it end well, with the right bytes; who does not want to wait is let go."""
-    content, uploaded = payload(40 * MEBIBYTE), payload(48 * MEBIBYTE)
+    """A `cat`, a `cp` and a `mv` in the middle of it end well, with the right bytes; who will not wait is let go."""
+    content, uploaded, finished = payload(40 * MEBIBYTE), payload(48 * MEBIBYTE), payload(1000)
     digest, other = place.storage.put_layer("a", content), place.storage.put_layer("a", b"other")
     mount = mounts(place.url)
     layers, upload = mount.path / "a/_layers", mount.path / "a/_uploads/layer"
     assert (layers / other).stat().st_size == 5
+    (mount.path / "a/_uploads/small").write_bytes(finished)
     with (
         subprocess.Popen(["cat", layers / digest], stdout=subprocess.PIPE) as cat,
         subprocess.Popen(["cp", "/dev/stdin", upload], stdin=subprocess.PIPE) as cp,
@@ -103,18 +104,20 @@ def test_a_gateway_that_is_restarted(place: Place, mounts: Callable[..., Mount],
         come_back = threading.Thread(target=come_back_busy, args=(place,))
         come_back.start()
         feed(killed, b"\n")
+        mv = subprocess.Popen(["mv", mount.path / "a/_uploads/small", layers / digest_of(finished)])
         with pytest.raises(subprocess.TimeoutExpired):
             killed.wait(1)
         killed.send_signal(signal.SIGINT)
         assert killed.wait(2) == -signal.SIGINT
         assert begun + cat.stdout.read() == content
         writer.join()
-        assert (cat.wait(), cp.wait()) == (0, 0)
+        assert (cat.wait(), cp.wait(), mv.wait()) == (0, 0, 0)
         came_back_after = time.monotonic() - went_at
         come_back.join()
     assert REFUSED + BUSY < came_back_after < REFUSED + BUSY + LATE
     (stored,) = place.storage.uploads("a")
     assert holds(stored / "data", uploaded)
+    assert (layers / digest_of(finished)).read_bytes() == finished
     forgive_refusals(mount)
 
 
