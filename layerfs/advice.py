@@ -166,6 +166,7 @@ ADVICE: Final[dict[type[errors.LayerfsError], str]] = {
     errors.HandleLimit: "Close files (lsof on the mountpoint says who has them), or mount with a larger --max-handles.",
     errors.BadHandle: "Open the file again, for what is to be done with it.",
     errors.StaleInode: "Open it again by its name: the mount is another one by now.",
+    errors.StaleName: "Nothing: the kernel looks the name up again by itself.",
     errors.UnknownAttribute: "'getfattr -d' shows the attributes that there are.",
     errors.UnsupportedAttribute: "Only user.layerfs.* attributes exist here, and they can only be read.",
     errors.OperationInterrupted: "Nothing, if it was meant: whoever waited for the storage was killed. Else repeat it.",

@@ -547,6 +547,10 @@ class StaleInode(ViewError):
     """An inode number that this mount does not know (any more)."""
 
 
+class StaleName(ViewError):
+    """What a name meant when it was looked up is not there any more: it has to be looked up again."""
+
+
 class UnknownAttribute(ViewError):
     """No extended attribute of this name."""
 

@@ -93,6 +93,7 @@ ERRNOS: Final[dict[type[errors.LayerfsError], int]] = {
     errors.HandleLimit: errno.EMFILE,
     errors.BadHandle: errno.EBADF,
     errors.StaleInode: errno.ESTALE,
+    errors.StaleName: errno.ESTALE,
     errors.UnknownAttribute: errno.ENODATA,
     errors.UnsupportedAttribute: errno.EOPNOTSUPP,
     errors.DeadlineExceeded: errno.ETIMEDOUT,

@@ -26,6 +26,7 @@ from layerfs.errors import (
     LayerInvalidDigest,
     ManifestInvalidDigest,
     OperationInterrupted,
+    StaleName,
     UnknownAttribute,
     UnsupportedAttribute,
 )
@@ -39,8 +40,9 @@ log = logging.getLogger("layerfs.operations")
 #: Handlers without a deadline, which costs more than a small read: these never wait; `read` sets one when it has to.
 _NO_DEADLINE: Final = frozenset({"access", "fsyncdir", "read", "readdir", "releasedir", "removexattr", "setxattr"})
 
-#: Answers that are not failures: programs ask for attributes to see whether they are there.
-_ANSWERS: Final = (UnknownAttribute, UnsupportedAttribute)
+#: Answers that are not failures: programs ask for attributes to see whether they are there, and the kernel looks a
+#: name up again of which it is told that it is stale.
+_ANSWERS: Final = (StaleName, UnknownAttribute, UnsupportedAttribute)
 
 #: Content that is not what its name says.
 _WRONG_CONTENT: Final = (BlobDamaged, LayerInvalidDigest, ManifestInvalidDigest)

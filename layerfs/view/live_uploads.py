@@ -31,6 +31,7 @@ from layerfs.errors import (
     LayerUploadUnknown,
     ManifestTooLarge,
     ShortRead,
+    StaleName,
     UploadLimit,
 )
 from layerfs.layername import LayerName, is_of_nothing
@@ -498,7 +499,12 @@ class UploadFile(Node):
         return found
 
     async def open(self, flags: int) -> Handle:
-        return await self._view.open(self.repository, self.uuid, self.file_name, flags)
+        try:
+            return await self._view.open(self.repository, self.uuid, self.file_name, flags)
+        except LayerUploadUnknown as error:
+            self._view.state.upload_listings.removed(self.repository, self.uuid)
+            # It was looked up in what was remembered, so whoever wants to create it was told that it is there.
+            raise StaleName(f"{self.path} was removed, or finished, since it was looked up") from error
 
     async def truncate(self, size: int) -> None:
         self._view.state.check_writable()

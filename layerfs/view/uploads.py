@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from layerfs.digest import Digest
@@ -88,7 +89,8 @@ class UploadsDirectory(OwnDirectory):
             return
         if not replace:
             raise EntryExists(f"{self.path}/{name} exists")
-        await self._view.cancel(self.repository, found.uuid)
+        with contextlib.suppress(LayerUploadUnknown):
+            await self._view.cancel(self.repository, found.uuid)
 
     async def _find(self, name: str) -> UploadFile | None:
         try:

@@ -315,6 +315,14 @@ class InProcess(Shown):
                 return _status(ino, await self.tree.attributes(ino))
 
     async def open(self, path: str, flags: int = os.O_RDONLY) -> File:
+        try:
+            return await self._open(path, flags)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        return await self._open(path, flags)
+
+    async def _open(self, path: str, flags: int) -> File:
         parent, _, name = path.rpartition("/")
         async with self._at(parent) as directory:
             try:

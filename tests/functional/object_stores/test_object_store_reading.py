@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import pytest
 from harness.images import digest
 from harness.mount import Mount
 
@@ -131,3 +132,27 @@ def test_how_long_uploads_are_comes_with_the_listing(mountable, mounts: Mounts) 
         }
     # The directories above it are looked for.
     assert len(mountable.relay.seen) <= 2 * number + 8, mountable.relay.counts
+
+
+@pytest.mark.parametrize("was_written_here", [False, True])
+def test_a_name_that_another_node_has_freed(mountable, mounts: Mounts, was_written_here: bool) -> None:
+    """It can be taken at once, though it was listed a moment ago: by a new file, and by another upload."""
+    mount = mounts(mountable.url, "--create", "--metadata-ttl", "60")
+    repository = mount.path / "a"
+    os.makedirs(repository)
+    other = mounts(mountable.url, "--metadata-ttl", "0").path / "a/_uploads"
+    os.makedirs(other.parent)
+    begun = repository / "_uploads" if was_written_here else other
+    for name in ("one", "two", "three"):
+        (begun / name).write_bytes(b"content")
+    mine = repository / "_uploads"
+    assert {entry.name: entry.stat().st_size for entry in os.scandir(mine)} == {"one": 7, "two": 7, "three": 7}
+    for name in ("one", "two"):
+        os.remove(other / name)
+    (mine / "one").write_bytes(b"new")
+    os.rename(mine / "three", mine / "two")
+    for directory in (mine, other):
+        assert {entry.name: entry.stat().st_size for entry in os.scandir(directory)} == {"one": 3, "two": 7}
+    os.remove(other / "one")
+    with pytest.raises(FileNotFoundError):
+        (mine / "one").read_bytes()
