@@ -10,12 +10,13 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import logging
 import os
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, cast
+from typing import Any, Final, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -28,7 +29,14 @@ from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries
-from layerfs.driver.s3_errors import UploadGone, error_code, failing, misconfiguration, s3_error
+from layerfs.driver.s3_errors import (
+    UploadGone,
+    error_code,
+    failing,
+    has_outdated_credentials,
+    misconfiguration,
+    s3_error,
+)
 from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
 from layerfs.driver.s3_servers import Peculiarities, peculiarities
 from layerfs.driver.trust import trusting
@@ -86,6 +94,15 @@ _BROKEN_BODY: Final = (
 )
 
 
+#: Seconds from one look for other credentials to the next, while those there are are refused.
+_RENEWAL_PAUSE: Final = 1.0
+
+#: Key, secret, token, and whatever else the SDK has with them.
+_Credentials: TypeAlias = tuple[str | None, ...]
+
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of an open multipart upload, as the store has it."""
@@ -123,6 +140,8 @@ class Bucket:
         self._resources = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
         self._client: Any = None
+        self._credentials: _Credentials | None = None
+        self._next_renewal = 0.0
         self._endpoint = options.endpoint_url or ""
         # Known from the first answer; an upload is begun, or something is listed, before anything that matters.
         self._peculiarities = Peculiarities()
@@ -176,8 +195,12 @@ class Bucket:
             return _stored_object(await self._ask(self._metadata, "head_object", path, Key=self.key(path)))
         except (_Refused, AccessDenied):
             # The answer to a HEAD has no body that could say why; that to another request has.
+            client = self._client
             await self.list_objects(path, self.key(path), limit=1)
-            raise
+            if client is self._client:
+                raise
+        # It was for credentials that are others by now.
+        return _stored_object(await self._ask(self._metadata, "head_object", path, Key=self.key(path)))
 
     async def get(self, path: str, *, limit: int) -> bytes:
         """All of a small object. Raises `PathNotFound`, or `ContentTooLarge` without reading it."""
@@ -485,7 +508,7 @@ class Bucket:
             # It reads files to begin with, large ones.
             client = await self._open()
             async with self._patience.request(deadline):
-                answer = await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
+                answer = await self._call(client, operation, parameters)
                 self._peculiarities = peculiarities(answer["ResponseMetadata"]["HTTPHeaders"])
                 return answer
         except DriverError:
@@ -498,6 +521,40 @@ class Bucket:
             if isinstance(error, exceptions.ClientError) and _is_refusal(error):
                 raise _Refused(path, failure.detail) from error
             raise failure from error
+
+    async def _call(self, client: Any, operation: str, parameters: Mapping[str, Any]) -> Any:
+        """Asks once; a second time if it was refused for credentials that are others by now."""
+        try:
+            return await getattr(client, operation)(Bucket=self.options.bucket, **parameters)
+        except exceptions.ClientError as error:
+            if not has_outdated_credentials(error) or not await self._renew(client):
+                raise
+        body = parameters.get("Body")
+        if isinstance(body, Body):
+            body.seek(0)
+        return await getattr(self._client, operation)(Bucket=self.options.bucket, **parameters)
+
+    async def _renew(self, client: Any) -> bool:
+        """Whether there is a client with other credentials than those of `client`; makes it if they can be found.
+
+        What the SDK has found it keeps as long as the client lasts, unless it knows when that expires. A mount lasts
+        longer than keys that somebody writes into the SDK's files every day.
+        """
+        async with self._opening:
+            now = asyncio.get_running_loop().time()
+            if client is not self._client or self.options.access_key_id is not None or now < self._next_renewal:
+                return client is not self._client
+            self._next_renewal = now + _RENEWAL_PAUSE
+            try:
+                found = await _credentials(AioSession(profile=self.options.profile))
+                if found in {None, self._credentials}:
+                    return False
+                # What is under way with the old client goes on to its end.
+                self._client = await self._connect()
+            except (exceptions.BotoCoreError, DriverError, OSError):
+                return False
+            log.info("%s: uses the credentials that the AWS SDK finds now", self.description)
+            return True
 
     async def _body(self, path: str, answer: Any, length: int, *, is_last_try: bool) -> bytes | None:
         """The body of an answer; None if it did not come whole and may be asked for again."""
@@ -545,6 +602,7 @@ class Bucket:
             if not options.endpoint_url and not _is_aws(endpoint):
                 # Only the SDK knows all the places where an endpoint can be set; and other settings follow from it.
                 client = await self._create_client(session, endpoint, options.path_style)
+            self._credentials = await _credentials(session) if options.access_key_id is None else None
         except (exceptions.BotoCoreError, OSError, ValueError) as error:
             reason = misconfiguration(error)
             if reason is not None:
@@ -611,6 +669,12 @@ class Bucket:
 
 class _Refused(BackendFailure):
     """A request that the store did not understand, or would not say what was wrong with it."""
+
+
+async def _credentials(session: AioSession) -> _Credentials | None:
+    """Those that the SDK finds; None if there are none."""
+    found = await session.get_credentials()
+    return tuple(await found.get_frozen_credentials()) if found is not None else None
 
 
 def _pieces(size: int, length: int) -> list[tuple[int, int]]:

@@ -28,6 +28,20 @@ from layerfs.errors import (
 
 _EXPIRED: Final = "the credentials have expired; renew them where the AWS SDK finds them"
 
+_ELSEWHERE: Final = "the bucket is in another region, or at another endpoint; say region=… or endpoint_url=…"
+
+#: Of credentials that may have been replaced where the SDK finds them, which it does once.
+_OUTDATED: Final = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestExpired",
+        "TokenRefreshRequired",
+    }
+)
+
 #: Codes with a meaning of their own, beyond what their status says.
 _BY_CODE: Final[dict[str, Meaning]] = {
     "ExpiredToken": (AccessDenied, _EXPIRED),
@@ -39,6 +53,8 @@ _BY_CODE: Final[dict[str, Meaning]] = {
     "SignatureDoesNotMatch": (AccessDenied, "the secret key does not belong to the access key"),
     "RequestTimeTooSkewed": (AccessDenied, "the clock of this machine differs too much from that of the store"),
     "AuthorizationHeaderMalformed": (AccessDenied, "signed for another region; say region=… or set AWS_REGION"),
+    "PermanentRedirect": (UnknownSource, _ELSEWHERE),
+    "301": (UnknownSource, _ELSEWHERE),
     "NoSuchKey": (PathNotFound, ""),
     "NoSuchBucket": (UnknownSource, "there is no such bucket"),
     "InvalidPart": (ContentChanged, "a part of the multipart upload was replaced by somebody else"),
@@ -94,7 +110,15 @@ def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, _NO_CREDENTIALS):
         kind = type(error).__name__
         return AccessDenied(path, f"{store}: the AWS SDK finds no credentials that it could use ({kind})")
+    if isinstance(error, RecursionError):
+        # The SDK asks where the bucket is, and is sent elsewhere for that too.
+        return UnknownSource(path, f"{store}: {_ELSEWHERE}")
     return _NETWORK.error(error, path, store=store)
+
+
+def has_outdated_credentials(error: exceptions.ClientError) -> bool:
+    """Whether it would not have been met with credentials that are newer."""
+    return error_code(error) in _OUTDATED
 
 
 def failing(answer: Mapping[str, Any] | None, error: BaseException | None) -> Failing | None:

@@ -272,6 +272,7 @@ async def test_one_silent_request_holds_nobody_up(proxied: S3Driver, proxy: S3Pr
         (400, "ExpiredToken", AccessDenied, "the credentials have expired; renew them"),
         (403, "AccessDenied", AccessDenied, "403 AccessDenied"),
         (403, "RequestTimeTooSkewed", AccessDenied, "clock"),
+        (301, "PermanentRedirect", UnknownSource, "301 PermanentRedirect: .*region"),
         (403, "QuotaExceeded", DriverError, "no space left in storage.*quota"),
         (503, "SlowDown", BackendFailure, r"503 SlowDown, tried \d+ times.*fewer requests"),
         (429, "TooManyRequests", BackendFailure, r"429 TooManyRequests, tried \d+ times.*fewer requests"),

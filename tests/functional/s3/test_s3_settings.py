@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from harness.object_stores import BUCKET, S3Server
 from harness.s3_proxy import S3Proxy
 
 from layerfs.driver.s3 import S3Driver
 from layerfs.driver.s3_options import S3Options
-from layerfs.errors import AccessDenied, BackendFailure, UnknownSource
+from layerfs.errors import AccessDenied, BackendFailure, PathNotFound, UnknownSource
 
 MEBIBYTE = 1 << 20
 DATA = "/docker/registry/v2/repositories/a/_uploads/u/data"
@@ -70,6 +71,44 @@ async def test_the_configuration_files(server: S3Server, prefix: str, tmp_path: 
     with pytest.raises(UnknownSource, match="no profile 'play'"):
         await driver.stat("/")
     await driver.close()
+
+
+@pytest.mark.parametrize("first", ["in HEAD", "in GET", "in PUT"])
+async def test_credentials_that_are_replaced_in_their_file(
+    server: S3Server, prefix: str, tmp_path: Path, first: str
+) -> None:
+    """Hold from then on, also for what was begun with the old ones: a mount outlives many of them."""
+
+    def hand_out(access_key: str, secret_key: str) -> None:
+        (tmp_path / "credentials").write_text(
+            f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = {secret_key}\n"
+        )
+
+    driver = S3Driver(S3Options(BUCKET, prefix, endpoint_url=server.endpoint, region="us-east-1"))
+    asked: dict[str, Callable[[], Awaitable[object]]] = {
+        "in HEAD": lambda: driver.stat("/a"),
+        "in GET": lambda: driver.get_content("/a", limit=10),
+        "in PUT": lambda: driver.put_content("/a", b"content"),
+    }
+    try:
+        hand_out("revoked", "whatever")
+        with pytest.raises(AccessDenied, match="does not know this access key"):
+            await asked[first]()
+        hand_out(server.access_key, server.secret_key)
+        with trio.fail_after(10):
+            while True:
+                try:
+                    await asked[first]()
+                except AccessDenied:
+                    await trio.sleep(0.1)  # polling interval
+                except PathNotFound:
+                    break
+                else:
+                    break
+        await driver.put_content("/a", b"content")
+        assert await driver.get_content("/a", limit=10) == b"content"
+    finally:
+        await driver.close()
 
 
 async def test_no_credentials(server: S3Server, prefix: str) -> None:
