@@ -51,7 +51,7 @@ _ACCIDENTS: Final = frozenset({408, 500})
 
 
 class Failing(Enum):
-    """How long a try has failed for."""
+    """For how long a request will fail, as far as one try of it tells."""
 
     #: The same request would fail again: it is wrong, or forbidden.
     FOR_GOOD = auto()
