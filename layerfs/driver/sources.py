@@ -111,4 +111,7 @@ def _file_url_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in {"", "localhost"}:
         raise UnknownSource(url, f"file://{parts.netloc}/ is on another host; write file:///path")
+    if parts.query or parts.fragment:
+        # It would be another directory than was meant.
+        raise UnknownSource(url, "what follows a ? or # does not belong to the path: write %3F and %23, or no URL")
     return unquote(parts.path)

@@ -42,6 +42,9 @@ def parse_store_url(
     Raises `UnknownSource`, without repeating what may be a secret.
     """
     _check_no_secrets(parts, form.credentials)
+    if parts.fragment:
+        # It would be another prefix than was meant.
+        raise UnknownSource(_shown(parts), "what follows a # does not belong to a URL: write # as %23")
     if not re.fullmatch(form.names, parts.netloc):
         if parts.netloc:
             name = parts.netloc.rpartition("@")[2]

@@ -59,7 +59,18 @@ async def test_what_fsspec_knows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["", "file://", "nonsense://x", "simplecache::memory://x", "file://host/x", "://", "s3:://b"]
+    "source",
+    [
+        "",
+        "file://",
+        "nonsense://x",
+        "simplecache::memory://x",
+        "file://host/x",
+        "file:///tmp#x",
+        "file:///tmp?x",
+        "://",
+        "s3:://b",
+    ],
 )
 def test_what_nobody_knows(source: str) -> None:
     """One line says what is wrong."""

@@ -55,6 +55,7 @@ def test_every_option() -> None:
         ("s3://", "expected s3://BUCKET"),
         ("s3:///prefix", "expected s3://BUCKET"),
         ("s3://b", "'b' cannot be the name of a bucket"),
+        ("s3://bucket/pre#fix", "write # as %23"),
         ("s3://bucket?colour=blue", "unknown option 'colour'; there are endpoint_url, region"),
         ("s3://bucket?endpoint_url=rgw.example", "expected http://HOST"),
         ("s3://bucket?endpoint_url=https://user:pass@rgw", "no credentials belong in it"),
