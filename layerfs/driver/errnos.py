@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -58,6 +59,9 @@ _BY_TYPE: Final[tuple[tuple[type[OSError], type[DriverError]], ...]] = (
 
 def driver_error(error: OSError, path: str) -> DriverError:
     """The error to raise in place of `error`, which an operation on `path` met."""
+    if isinstance(error, socket.gaierror):
+        # Its number is none of an errno.
+        return BackendFailure(path, "the host name cannot be resolved")
     if error.errno is not None:
         detail = "a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno)
         return _BY_NUMBER.get(error.errno, BackendFailure)(path, detail)

@@ -217,6 +217,9 @@ class _Store:
             raise UnknownSource(shown, f"{error}".partition("\n")[0]) from error
         except OSError as error:
             raise driver_error(error, shown) from error
+        except TypeError as error:
+            variable = f"FSSPEC_{urlsplit(url).scheme.upper()}_…"
+            raise UnknownSource(shown, f"{error}: options belong into {variable}, or into ~/.config/fsspec") from error
         except Exception as error:
             raise BackendFailure(shown, f"{type(error).__name__}: {error}"[:300]) from error
         # Not as an argument: some filesystems hand on what they do not know to their library, which refuses it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import uuid
 from pathlib import Path
@@ -15,7 +16,7 @@ import trio.testing
 from fsspec.implementations.memory import MemoryFileSystem
 
 from layerfs.driver.fsspec import FsspecDriver
-from layerfs.errors import AccessDenied, BackendFailure, NotRegularFile, PathNotFound, ShortRead
+from layerfs.errors import AccessDenied, BackendFailure, NotRegularFile, PathNotFound, ShortRead, UnknownSource
 
 
 class Faulty(MemoryFileSystem):
@@ -80,6 +81,19 @@ async def test_errors_without_a_number(
     with pytest.raises(expected):
         await faulty.stat("/a")
     assert [type(found) for found in await faulty.stat_many(["/a", "/b"])] == [expected, expected]
+
+
+async def test_a_host_that_nobody_knows(faulty: FsspecDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers of such errors are none of an errno, which would mean nothing or something else."""
+    monkeypatch.setattr(Faulty, "failure", socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    with pytest.raises(BackendFailure, match="host name cannot be resolved"):
+        await faulty.stat("/a")
+
+
+def test_an_option_that_its_url_has_no_place_for() -> None:
+    """The line says which it is, and where it belongs."""
+    with pytest.raises(UnknownSource, match=r"'fo'.*FSSPEC_REFERENCE_"):
+        FsspecDriver("reference://x")
 
 
 async def test_a_truncated_answer(faulty: FsspecDriver, monkeypatch: pytest.MonkeyPatch) -> None:
