@@ -505,8 +505,9 @@ class Bucket:
     async def _request(self, operation: str, path: str, *, length: int = 0, **parameters: Any) -> Any:
         deadline = _PATIENT_DEADLINE if operation in _PATIENT_OPERATIONS else self._patience.deadline(length)
         try:
-            # It reads files to begin with, large ones.
-            client = await self._open()
+            # To begin with it reads files, large ones, and may ask others for credentials.
+            async with asyncio.timeout(self._patience.deadline()):
+                client = await self._open()
             async with self._patience.request(deadline):
                 answer = await self._call(client, operation, parameters)
                 self._peculiarities = peculiarities(answer["ResponseMetadata"]["HTTPHeaders"])

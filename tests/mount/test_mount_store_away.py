@@ -39,7 +39,7 @@ BUSY = 2
 LATE = 4 + 8
 
 #: Seconds without a word after which a request is given up that is not made again, and all that are.
-READ_TIMEOUT = 1
+READ_TIMEOUT = 2
 DEADLINE = 3 * READ_TIMEOUT
 
 Payload = Callable[[int], bytes]
