@@ -146,8 +146,8 @@ class _Repository:
         self._ahead = range(0)
         self._asked = 0
         self._unseen: set[str] = set()
-        #: Whether the directory was listed since: then somebody is about to look at all of them.
-        self.was_shown = False
+        #: Until when somebody who has listed the directory is expected to look at all of them (monotonic seconds).
+        self.shown_until = 0.0
 
     @property
     def is_idle(self) -> bool:
@@ -186,15 +186,15 @@ class _Repository:
         if listing is None or uuid not in listing:
             return []
         position, count = listing.position(uuid), 1
-        if self.was_shown:
+        now = time.monotonic()
+        if now < self.shown_until:
             count = _FIRST_AHEAD
         elif position in range(self._ahead.start, self._ahead.stop + len(self._ahead)):
             count = (self._asked - len(self._unseen)) * (1 if self._unseen else 2)
         self._ahead = range(position, position + min(count, most))
-        now = time.monotonic()
         upload, *others = [upload for _, upload in listing.shown()[position : self._ahead.stop]]
         uploads = [upload, *(other for other in others if not self._is_known(other.uuid, now))]
-        self._asked, self._unseen, self.was_shown = len(uploads), {each.uuid for each in uploads[1:]}, False
+        self._asked, self._unseen, self.shown_until = len(uploads), {each.uuid for each in uploads[1:]}, 0.0
         return uploads
 
     def _is_known(self, uuid: str, now: float) -> bool:
@@ -229,7 +229,7 @@ class UploadListings:
         """
         listing = await self._listing(name)
         repository = self._repository(name)
-        repository.was_shown = True
+        repository.shown_until = time.monotonic() + self._ttl
         looks = repository.looks
         return [
             replace(upload, file_name=file_name, info=looks[upload.uuid].info if upload.uuid in looks else None)

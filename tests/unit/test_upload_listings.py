@@ -337,10 +337,12 @@ async def test_who_looks_at_all_of_them_asks_for_each_once(
     assert len(driver.looks) == 14
 
 
-async def test_who_looks_at_one_asks_for_one(driver: FarAway, listings: UploadListings) -> None:
-    """Also if it is looked at one here and one there."""
+async def test_who_looks_at_one_asks_for_one(driver: FarAway, listings: UploadListings, clock: Clock) -> None:
+    """Also if it is looked at one here and one there, and if the directory was listed a long time ago."""
     for number in range(100):
         await driver.begin(f"u{number:02}", f"layer-{number:02}", number)
+    await names(listings)
+    clock.now += TTL
     for number in (50, 10, 90, 0):
         found = await listings.find("a", f"layer-{number:02}")
         assert found is not None
