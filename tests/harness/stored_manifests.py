@@ -39,20 +39,20 @@ async def put_layer(driver: StorageDriver, content: bytes, name: str = NAME, *, 
         await driver.put_content(link_path(name, images.digest(content, alias)), digest.encode())
 
 
-async def check_links(driver: StorageDriver) -> None:
-    """Fails if any link of a manifest or tag leads nowhere, or any blob is not what its name says."""
+async def check_links(driver: StorageDriver) -> dict[str, bytes]:
+    """All files; fails if any link of a manifest or tag leads nowhere, or any blob is not what its name says."""
     files = await files_in(driver)
     check_storage(files)
     for path, content in files.items():
         if match := re.fullmatch(rf"{REPOSITORIES}/(.+)/_manifests/(.+)/link", path):
             assert blob_path(content.decode()) in files, path
             assert revision_path(content.decode(), match[1]) in files, path
+    return files
 
 
 async def check_complete(driver: StorageDriver) -> None:
     """Fails if a manifest refers to what is not in its repository, also where `check_links` would not."""
-    await check_links(driver)
-    files = await files_in(driver)
+    files = await check_links(driver)
     for path, content in files.items():
         if match := re.fullmatch(rf"{REPOSITORIES}/(.+)/_manifests/revisions/.+/link", path):
             document = json.loads(files[blob_path(content.decode())])
