@@ -474,6 +474,7 @@ class S3Upload:
         """What counts becomes the beginning of a new upload, to which anything can be appended."""
         counts = self._state.size
         try:
+            await self._check_gap()
             self._object = await self._make_object() if counts else await self._make_nothing()
             self._is_object = True
             self._upload_id = await self._bucket.create_upload(self.path)
@@ -481,6 +482,14 @@ class S3Upload:
         except DriverError as error:
             self._failure = error
             raise
+
+    async def _check_gap(self) -> None:
+        """Raises `ContentChanged` unless what comes after a gap still does: left out it is lost."""
+        if not self._stray or self._upload_id is None:
+            return
+        again = await known_upload(self._bucket, self.path, self._upload_id)
+        if (again.parts, again.stray) != (tuple(self._parts), self._stray):
+            raise ContentChanged(self.path, "other parts are listed than a moment ago")
 
     async def _make_nothing(self) -> StoredObject:
         """Drops an upload of which nothing counts: without parts it could not be completed."""

@@ -53,6 +53,8 @@ class Fault:
     status: int = 503
     #: Only of keys that end so.
     suffix: str = ""
+    #: What stands in the place of what in an answer.
+    replaced: tuple[bytes, bytes] = (b"", b"")
     met: int = 0
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -242,6 +244,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         changed = bytearray(content)
         changed[len(changed) // 2] ^= 0x10
         self._answer(seen, status, headers, bytes(changed))
+
+    def _edit(self, fault: Fault, seen: Seen, body: bytes) -> None:
+        """The answer says something else."""
+        status, headers, content = self._forward(seen, body)
+        assert fault.replaced[0] in content, content
+        self._answer(seen, status, headers, content.replace(*fault.replaced))
 
     def _flip_request(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """One bit of what is sent to the server is another."""

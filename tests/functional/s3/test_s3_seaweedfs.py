@@ -10,7 +10,7 @@ import trio
 from harness.s3_proxy import S3Proxy
 
 from layerfs.driver.s3 import S3Driver
-from layerfs.errors import DriverError, PathNotFound
+from layerfs.errors import ContentChanged, DriverError, PathNotFound
 
 MEBIBYTE = 1 << 20
 PART = 5 * MEBIBYTE
@@ -36,6 +36,24 @@ async def test_a_part_that_comes_late(drivers: Drivers, stored, payload: Payload
     while int(time.time()) == written:
         await trio.sleep(0.01)  # its times are whole seconds
     stored.store_part(DATA, upload_id, 2, content[PART : PART + 1000])
+    assert (await drivers().stat(DATA)).size == len(content)
+    await published(drivers())
+    assert stored.content(BLOB) == content
+
+
+async def test_a_part_that_is_not_listed_for_a_moment(
+    drivers: Drivers, proxy: S3Proxy, stored, payload: Payload
+) -> None:
+    """What comes after a gap is left out by who goes on, for good on stores that complete some of the parts: so it is
+    looked for twice."""
+    content = payload(3 * PART)
+    stored.begin(DATA, *((number, content[(number - 1) * PART : number * PART]) for number in (1, 2, 3)))
+    number = b"<PartNumber>%d</PartNumber>"
+    proxy.fail("edit", "ListParts", replaced=(number % 2, number % 3))
+    writer = await drivers(endpoint_url=proxy.url, part_size=PART).writer(DATA, append=True)
+    with pytest.raises(ContentChanged):
+        await writer.write([b"more"])
+    await writer.close()
     assert (await drivers().stat(DATA)).size == len(content)
     await published(drivers())
     assert stored.content(BLOB) == content
