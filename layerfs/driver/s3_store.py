@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
+from weakref import WeakValueDictionary
 
 from layerfs.driver.at_once import each, gather
 from layerfs.driver.interface import (
@@ -80,6 +81,8 @@ class Store(KeyedStorage):
         self._live: dict[str, S3Upload] = {}
         # Where this process has written: the upload that it has left, None once it is published.
         self._written: OrderedDict[str, _Left | None] = OrderedDict()
+        # Held, by path, by whoever repacks an upload to read it.
+        self._repacking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def close(self) -> None:
         for upload in list(self._live.values()):
@@ -230,13 +233,23 @@ class Store(KeyedStorage):
             return await self.bucket.get_range(path, offset, length, size=size)
         live = self._written_here(path)
         if live is None:
-            state = await self._find_readable(path, offset + length, size)
-            if state.found is not None and state.found.size >= offset + length:
-                return await self.bucket.get_range(path, offset, length, size=state.found.size)
-            return await self._read_repacked(S3Upload(self.bucket, path, state), offset, length)
+            return await self._read_left(path, offset, length, size)
         if live.size < offset + length:
             raise ShortRead(path, f"it has {live.size} bytes now, not {size}")
         return await live.read(offset, length)
+
+    async def _read_left(self, path: str, offset: int, length: int, size: int) -> bytes:
+        """Reads an upload that nobody writes in this process."""
+        end = offset + length
+        found = (await self._find_readable(path, end, size)).found
+        if found is None or found.size < end:
+            # The kernel asks for several pages at once: whoever comes later finds what the first has made.
+            async with self._repacking.setdefault(path, asyncio.Lock()):
+                state = await self._find_readable(path, end, size)
+                found = state.found
+                if found is None or found.size < end:
+                    return await self._read_repacked(S3Upload(self.bucket, path, state), offset, length)
+        return await self.bucket.get_range(path, offset, length, size=found.size)
 
     async def _read_repacked(self, upload: S3Upload, offset: int, length: int) -> bytes:
         content = await upload.read(offset, length)

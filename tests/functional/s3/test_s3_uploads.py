@@ -329,6 +329,26 @@ async def test_only_reading_repacks(drivers: Drivers, stored, payload: Payload) 
     assert (await driver.stat(DATA)).size == 1000
 
 
+async def test_readers_at_the_same_time_repack_once(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload) -> None:
+    """The kernel asks for several pages at once; nobody takes the upload away from the others, nor begins a second."""
+    content = payload(2 * PART)
+    driver = drivers(endpoint_url=proxy.url)
+    await append(driver, content)
+    reader = await driver.open(DATA)
+    found: dict[int, bytes] = {}
+
+    async def read(offset: int) -> None:
+        found[offset] = bytes(await reader.read(offset, MEBIBYTE))
+
+    async with trio.open_nursery() as nursery:
+        for offset in range(0, len(content), MEBIBYTE):
+            nursery.start_soon(read, offset)
+    reader.close()
+    assert b"".join(found[offset] for offset in sorted(found)) == content
+    assert proxy.counts["CompleteMultipartUpload"] == proxy.counts["UploadPartCopy"] == 1
+    assert len(stored.uploads()) == 1
+
+
 async def test_reading_what_another_process_is_writing(drivers: Drivers, stored, payload: Payload) -> None:
     """While it goes on the reader is refused, and the writer does not notice; when it stands still it can be read."""
     content = payload(PART + 1000)
