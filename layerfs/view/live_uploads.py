@@ -427,7 +427,9 @@ class LiveUploads:
 
     def _check_room(self) -> None:
         limit = self.state.options.max_uploads
-        if len(self.open_uploads()) + self._beginning >= limit:
+        # Without those whose `close` has returned: that the last descriptor is gone the kernel tells without waiting.
+        writing = [live for live in self.open_uploads() if live.writer is not None and not live.writer.is_leaving]
+        if len(writing) + self._beginning >= limit:
             raise UploadLimit(f"{limit} uploads are being written on this mount, as many as --max-uploads allows")
 
     @contextlib.contextmanager
@@ -552,6 +554,8 @@ class UploadHandle(Handle):
         self._ahead: ReadAhead | None = None
         # One read at a time, because it may change readers.
         self._reading = trio.Lock()
+        #: The last descriptor is closed; storage may still have to do with it.
+        self.is_leaving = False
 
     async def read(self, offset: int, length: int) -> bytes:
         live = self._live
@@ -619,6 +623,7 @@ class UploadHandle(Handle):
                     await self._renew_reader()
 
     async def release(self) -> None:
+        self.is_leaving = True
         live = self._live
         live.readers.discard(self)
         self._close_reader()

@@ -358,6 +358,27 @@ async def test_uploads_that_begin_at_the_same_time(driver: FaultyDriver, nursery
         await file.close()
 
 
+async def test_room_while_an_upload_is_closed(driver: FaultyDriver, nursery: trio.Nursery) -> None:
+    """Who has closed one can begin the next: his `close` returns while storage still has to do with it."""
+    registry = await Registry.open(driver, create=True)
+    await registry.create_repository("a")
+    shown = InProcess(Tree(registry, TreeOptions(max_uploads=1), nursery), driver, "a")
+    file = await shown.open(shown.layer(WRONG), os.O_WRONLY | os.O_CREAT)
+    await file.write(CONTENT)
+
+    async def close() -> None:
+        with shown.refused(errno.EBADMSG):
+            await file.close()
+
+    gate = Gate(driver, "delete")
+    async with trio.open_nursery() as closing:
+        closing.start_soon(close)
+        await gate.arrived.wait()
+        await shown.write(shown.upload("x"), CONTENT)
+        gate.open()
+    assert await shown.list(shown.uploads) == ["x"]
+
+
 async def test_a_layer_that_could_not_be_cancelled(shown: InProcess, driver: FaultyDriver) -> None:
     """What a wrong copy to `_layers` leaves if storage fails is an upload that can be seen, and removed."""
     file = await shown.open(shown.layer(WRONG), os.O_WRONLY | os.O_CREAT)
