@@ -708,7 +708,7 @@ def refusing(driver: StorageDriver, refused: str) -> StorageDriver:
     faulty = FaultyDriver(Disk(driver))
 
     async def refuse(what: str, path: str) -> None:
-        if (what, path) == ("list", refused):
+        if what in ("list", "list_files") and path == refused:
             raise AccessDenied(path, "Permission denied")
 
     faulty.on_call = refuse
