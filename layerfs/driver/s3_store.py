@@ -241,7 +241,9 @@ class Store(KeyedStorage):
     async def _read_left(self, path: str, offset: int, length: int, size: int) -> bytes:
         """Reads an upload that nobody writes in this process."""
         end = offset + length
-        found = (await self._find_readable(path, end, size)).found
+        found = None
+        with suppress(ShortRead):  # while it is repacked it looks empty to who asks for its parts and its object
+            found = (await self._find_readable(path, end, size)).found
         if found is None or found.size < end:
             # The kernel asks for several pages at once: whoever comes later finds what the first has made.
             async with self._repacking.setdefault(path, asyncio.Lock()):
