@@ -12,6 +12,8 @@ from harness.object_stores import gateway
 from harness.remote import RemoteRegistry
 from harness.s3_proxy import S3Proxy
 from harness.store_option import chosen_for, parametrize
+from harness.stores import Store
+from harness.tagged import TaggedMount, TaggedRepository
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,3 +42,31 @@ def proxy() -> Iterator[S3Proxy]:
 def remote(proxy: S3Proxy) -> RemoteRegistry:
     """An empty registry on S3."""
     return RemoteRegistry(gateway(), proxy)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
+    """A small storage, mounted with default options."""
+    shared = TaggedMount(tmp_path_factory.mktemp("tagged"), store=store)
+    with shared.mount:
+        yield shared
+
+
+@pytest.fixture(scope="module")
+def small_deletable(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
+    """Another one, mounted with `--allow-delete`."""
+    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete", store=store)
+    with shared.mount:
+        yield shared
+
+
+@pytest.fixture
+def repository(small: TaggedMount, watchdog: None) -> Iterator[TaggedRepository]:
+    yield small.new_repository()
+    small.check()
+
+
+@pytest.fixture
+def deletable(small_deletable: TaggedMount, watchdog: None) -> Iterator[TaggedRepository]:
+    yield small_deletable.new_repository()
+    small_deletable.check()

@@ -9,7 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,40 +27,11 @@ from harness.images import (
     oci_index,
 )
 from harness.storage import Storage, digest_of, files
-from harness.stores import Store
 from harness.tagged import TaggedMount, TaggedRepository
 
 MISSING = "sha256:" + "0" * 64
 
 LIMIT = 4 << 20
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
-    """A small storage, mounted with default options."""
-    shared = TaggedMount(tmp_path_factory.mktemp("manifests"), store=store)
-    with shared.mount:
-        yield shared
-
-
-@pytest.fixture(scope="module")
-def small_deletable(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
-    """Another one, mounted with `--allow-delete`."""
-    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete", store=store)
-    with shared.mount:
-        yield shared
-
-
-@pytest.fixture
-def repository(small: TaggedMount, watchdog: None) -> Iterator[TaggedRepository]:
-    yield small.new_repository()
-    small.check()
-
-
-@pytest.fixture
-def deletable(small_deletable: TaggedMount, watchdog: None) -> Iterator[TaggedRepository]:
-    yield small_deletable.new_repository()
-    small_deletable.check()
 
 
 # --- putting one -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,38 +17,9 @@ from harness.commands import append, get_xattr, opened, run, shell, wait_until, 
 from harness.images import encode, oci_image, oci_index
 from harness.mount import Mount
 from harness.storage import Storage, digest_of, digest_of_file, remove_tree
-from harness.stores import Store
 from harness.tagged import TaggedMount, TaggedRepository
 
 MISSING = "sha256:" + "0" * 64
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
-    """A small storage, mounted with default options."""
-    shared = TaggedMount(tmp_path_factory.mktemp("tags"), store=store)
-    with shared.mount:
-        yield shared
-
-
-@pytest.fixture(scope="module")
-def small_deletable(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Iterator[TaggedMount]:
-    """Another one, mounted with `--allow-delete`."""
-    shared = TaggedMount(tmp_path_factory.mktemp("deletable"), "--allow-delete", store=store)
-    with shared.mount:
-        yield shared
-
-
-@pytest.fixture
-def repository(small: TaggedMount, watchdog: None) -> Iterator[TaggedRepository]:
-    yield small.new_repository()
-    small.check()
-
-
-@pytest.fixture
-def deletable(small_deletable: TaggedMount, watchdog: None) -> Iterator[TaggedRepository]:
-    yield small_deletable.new_repository()
-    small_deletable.check()
 
 
 # --- the registry's own images -----------------------------------------------------------------------------------

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
+from harness.clock import Clock
 
 from layerfs.view import state
 from layerfs.view.state import ExpiringListings
 
 TTL = 10.0
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that the listings see."""
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import trio
 import trio.testing
+from harness.clock import Clock
 
 from layerfs.driver.interface import Files, Stats
 from layerfs.driver.memory import MemoryDriver
@@ -62,23 +62,6 @@ class FarAway(MemoryDriver):
         await self.put_content(f"{UPLOADS}/{uuid}/startedat", b"2026-01-01T00:00:00Z")
         await self.put_content(f"{UPLOADS}/{uuid}/layerfs-name", name.encode())
         await self.put_content(f"{UPLOADS}/{uuid}/data", b"x" * size)
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The time that the listings see."""
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock
 
 
 @pytest.fixture
