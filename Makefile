@@ -27,7 +27,7 @@ soak:
 
 # The tests of mounts and registries again, with their storages on S3, Azure and Google Cloud Storage, as far
 # as these run here: Ceph's gateway, Azurite and fake-gcs-server. Half an hour for each store, on two cores that had other
-# work too; `--stores s3` runs one.
+# work too; with pytest's `--stores s3` one of them runs.
 stores:
 	scripts/setup --test
 	.venv/bin/python -m pytest -n auto --dist loadfile --stores s3,azure,gcs -m 'on_store and not soak'
