@@ -81,7 +81,7 @@ class Store(KeyedStorage):
         self._live: dict[str, S3Upload] = {}
         # Where this process has written: the upload that it has left, None once it is published.
         self._written: OrderedDict[str, _Left | None] = OrderedDict()
-        # Held, by path, by whoever repacks an upload to read it.
+        # Held, by path, by whoever repacks an upload to read it, or makes it an object for good.
         self._repacking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def close(self) -> None:
@@ -231,12 +231,16 @@ class Store(KeyedStorage):
             return b""
         if not self._may_be_upload(path):
             return await self.bucket.get_range(path, offset, length, size=size)
-        live = self._written_here(path)
-        if live is None:
-            return await self._read_left(path, offset, length, size)
-        if live.size < offset + length:
-            raise ShortRead(path, f"it has {live.size} bytes now, not {size}")
-        return await live.read(offset, length)
+        while (live := self._written_here(path)) is not None:
+            if live.size < offset + length:
+                raise ShortRead(path, f"it has {live.size} bytes now, not {size}")
+            try:
+                return await live.read(offset, length)
+            except ContentChanged:
+                if self._live.get(path) is live:
+                    raise
+                # It was closed before it was this reader's turn.
+        return await self._read_left(path, offset, length, size)
 
     async def _read_left(self, path: str, offset: int, length: int, size: int) -> bytes:
         """Reads an upload that nobody writes in this process."""
@@ -246,12 +250,15 @@ class Store(KeyedStorage):
             found = (await self._find_readable(path, end, size)).found
         if found is None or found.size < end:
             # The kernel asks for several pages at once: whoever comes later finds what the first has made.
-            async with self._repacking.setdefault(path, asyncio.Lock()):
+            async with self._repacking_of(path):
                 state = await self._find_readable(path, end, size)
                 found = state.found
                 if found is None or found.size < end:
                     return await self._read_repacked(S3Upload(self.bucket, path, state), offset, length)
         return await self.bucket.get_range(path, offset, length, size=found.size)
+
+    def _repacking_of(self, path: str) -> asyncio.Lock:
+        return self._repacking.setdefault(path, asyncio.Lock())
 
     async def _read_repacked(self, upload: S3Upload, offset: int, length: int) -> bytes:
         content = await upload.read(offset, length)
@@ -304,10 +311,14 @@ class Store(KeyedStorage):
         return upload
 
     async def end_writing(self, upload: S3Upload) -> None:
-        if self._live.get(upload.path) is upload:
-            del self._live[upload.path]
-            self._remember(upload)
-        await upload.abandon()
+        try:
+            await upload.abandon()
+        finally:
+            if self._live.get(upload.path) is upload:
+                del self._live[upload.path]
+                self._remember(upload)
+            # Who waits to read it must not repack it any more.
+            upload.fence("it is not written here any more")
 
     def _remember(self, upload: S3Upload) -> None:
         # Of one that has failed it is not known what it is like.
@@ -322,6 +333,10 @@ class Store(KeyedStorage):
     async def seal(self, path: str) -> tuple[StoredObject, S3Version]:
         """Makes an upload an object, which nothing can be appended to. Returns it, and the version that it is of."""
         check_not_root(path)
+        async with self._repacking_of(path):
+            return await self._seal(path)
+
+    async def _seal(self, path: str) -> tuple[StoredObject, S3Version]:
         live = self._written_here(path)
         if live is not None:
             await live.flush()

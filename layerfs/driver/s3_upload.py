@@ -287,14 +287,19 @@ class S3Upload:
             await self._repack()
 
     async def abandon(self) -> None:
-        """Forgets what is not stored."""
+        """Forgets what is not stored. Who reads ends first: he may be repacking."""
+        await self._stop_storing()
+        async with self._lock:
+            await self._stop_storing()
+            self._storing.clear()
+            self._storing_contents.clear()
+            self._tail = self._gathering()
+
+    async def _stop_storing(self) -> None:
         for task in self._storing.values():
             task.cancel()
         if self._storing:
             await asyncio.wait(self._storing.values())
-        self._storing.clear()
-        self._storing_contents.clear()
-        self._tail = self._gathering()
 
     # --- taking bytes; the lock is held ------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import time
 from collections.abc import Callable
 
@@ -347,6 +348,48 @@ async def test_readers_at_the_same_time_repack_once(drivers: Drivers, proxy: S3P
     assert b"".join(found[offset] for offset in sorted(found)) == content
     assert proxy.counts["CompleteMultipartUpload"] == proxy.counts["UploadPartCopy"] == 1
     assert len(stored.uploads()) == 1
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["being written", "left"])
+@pytest.mark.parametrize("request_of_reader", ["CompleteMultipartUpload", "CreateMultipartUpload", "UploadPartCopy"])
+async def test_who_reads_while_it_is_finished(
+    drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, request_of_reader: str, is_open: bool
+) -> None:
+    """What the reader must do to the upload for that is over before it becomes a blob, and nothing is left of it."""
+    content = payload(2 * PART)
+    driver = drivers(endpoint_url=proxy.url, part_size=PART)
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([content])
+    await writer.flush()
+    if not is_open:
+        await writer.close()
+    reader = await driver.open(DATA)
+    found: list[bytes] = []
+    finished = trio.Event()
+    slow = proxy.fail("stall", request_of_reader)
+
+    async def read() -> None:
+        found.append(bytes(await reader.read(0, 1000)))
+
+    async def finish() -> None:
+        await writer.close()
+        await published(driver)
+        await driver.delete(posixpath.dirname(DATA))
+        finished.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        while not slow.met:
+            await trio.sleep(0.01)  # polling interval
+        nursery.start_soon(finish)
+        with trio.move_on_after(1):  # who does not wait for the reader needs less
+            await finished.wait()
+        proxy.heal()
+    reader.close()
+    assert found == [content[:1000]]
+    assert stored.content(BLOB) == content
+    assert stored.paths() == [BLOB]
+    assert stored.uploads() == []
 
 
 async def test_reading_what_another_process_is_writing(drivers: Drivers, stored, payload: Payload) -> None:
