@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 from layerfs.driver.at_once import each
 from layerfs.driver.interface import Contents, FileInfo, check_path
-from layerfs.driver.objects import Page
+from layerfs.driver.objects import Page, StoredObject
 from layerfs.errors import InvalidPath, NotRegularFile, PathNotFound
 
 
@@ -28,6 +29,13 @@ class KeyedStorage(ABC):
     @abstractmethod
     async def get_content(self, path: str, limit: int) -> bytes: ...
 
+    @abstractmethod
+    async def delete(self, path: str) -> None: ...
+
+    @abstractmethod
+    async def _delete_below(self, directory: str, steps: Sequence[Sequence[str]]) -> None:
+        """Deletes what is at the paths, one step after the other; all are in the directory, which is listed once."""
+
     async def stat_file(self, path: str) -> FileInfo:
         check_not_root(path)
         info = await self.stat(path)
@@ -40,6 +48,17 @@ class KeyedStorage(ABC):
             return await self.get_content(check_path(path), limit)
 
         return await each(map(one, paths))
+
+    async def delete_in_steps(self, steps: Sequence[Sequence[str]]) -> None:
+        """As of the interface. Where the last step is one directory that holds all the others it is listed once."""
+        directory = directory_of_all(steps)
+        if directory is not None:
+            check_may_be_deleted(directory)
+            await self._delete_below(directory, steps)
+            return
+        for path in (path for step in steps for path in step):
+            with suppress(PathNotFound):
+                await self.delete(path)
 
     def _below(self, path: str) -> str:
         """With what the keys begin of all that is below a path."""
@@ -57,6 +76,11 @@ class KeyedStorage(ABC):
     async def _check_no_directory(self, path: str) -> None:
         if await self.is_directory(path):
             raise NotRegularFile(path, "a directory")
+
+
+def file_info(path: str, found: StoredObject) -> FileInfo:
+    """What is told of an object that is the file at a path."""
+    return FileInfo(path, False, found.size, found.modified_at, found.etag or None)
 
 
 def check_not_root(path: str) -> None:

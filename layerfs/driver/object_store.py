@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from layerfs.driver.at_once import each, gather
@@ -18,7 +17,7 @@ from layerfs.driver.object_paths import (
     KeyedStorage,
     check_may_be_deleted,
     check_not_root,
-    directory_of_all,
+    file_info,
     names_below,
 )
 from layerfs.driver.object_upload import ObjectUpload
@@ -73,7 +72,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
             return _live_info(live)
         found = await self._find(path)
         if found is not None:
-            return _file_info(path, found)
+            return file_info(path, found)
         await self._check_directory(path)
         return FileInfo(path, True, 0, 0)
 
@@ -108,7 +107,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
 
     def _listed_info(self, path: str, found: StoredObject) -> FileInfo:
         live = self._live.get(path)
-        return _live_info(live) if live is not None else _file_info(path, found)
+        return _live_info(live) if live is not None else file_info(path, found)
 
     async def _find(self, path: str) -> StoredObject | None:
         try:
@@ -231,15 +230,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
             raise PathNotFound(path)
         await self._objects.delete_keys(path, keys)
 
-    async def delete_in_steps(self, steps: Sequence[Sequence[str]]) -> None:
-        """As of the interface. Where the last step is one directory that holds all the others it is listed once."""
-        directory = directory_of_all(steps)
-        if directory is None:
-            for path in (path for step in steps for path in step):
-                with suppress(PathNotFound):
-                    await self.delete(path)
-            return
-        check_may_be_deleted(directory)
+    async def _delete_below(self, directory: str, steps: Sequence[Sequence[str]]) -> None:
         await self._take_away_below(directory)
         keys = await self._keys_at(directory)
         for step in steps:
@@ -276,10 +267,6 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
         async for below in self._objects.pages(path, f"{key}/"):
             keys += [found for found in below.objects if found not in keys]
         return keys
-
-
-def _file_info(path: str, found: StoredObject) -> FileInfo:
-    return FileInfo(path, False, found.size, found.modified_at, found.etag or None)
 
 
 def _live_info(live: ObjectUpload) -> FileInfo:

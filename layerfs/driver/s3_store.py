@@ -31,7 +31,7 @@ from layerfs.driver.object_paths import (
     KeyedStorage,
     check_may_be_deleted,
     check_not_root,
-    directory_of_all,
+    file_info,
     names_below,
 )
 from layerfs.driver.objects import StoredObject
@@ -139,7 +139,7 @@ class Store(KeyedStorage):
         async for page in self.bucket.pages(path, prefix):
             for key, each_object in page.objects.items():
                 if all(map(is_component, key[len(prefix) :].split("/"))):
-                    found.append(_file_info(self.bucket.path(key), each_object))
+                    found.append(file_info(self.bucket.path(key), each_object))
         if not found and path != "/":
             raise PathNotFound(path)
         return found
@@ -174,7 +174,7 @@ class Store(KeyedStorage):
             found = await self.bucket.head(path)
         except PathNotFound:
             return None
-        return _file_info(path, found)
+        return file_info(path, found)
 
     async def _find_left(self, path: str) -> StoredUpload | None:
         """An upload that this process has written before, if it is still open: found by one request, not two."""
@@ -460,15 +460,7 @@ class Store(KeyedStorage):
         if not keys and not aborted:
             raise PathNotFound(path)
 
-    async def delete_in_steps(self, steps: Sequence[Sequence[str]]) -> None:
-        """As of the interface. Where the last step is one directory that holds all the others it is listed once."""
-        directory = directory_of_all(steps)
-        if directory is None:
-            for path in (path for step in steps for path in step):
-                with suppress(PathNotFound):
-                    await self.delete(path)
-            return
-        check_may_be_deleted(directory)
+    async def _delete_below(self, directory: str, steps: Sequence[Sequence[str]]) -> None:
         await self._end_uploads_at(directory)
         keys = await self._keys_at(directory)
         if not self._is_published_below(directory):
@@ -506,10 +498,6 @@ class Store(KeyedStorage):
         async for below in self.bucket.pages(path, f"{key}/"):
             keys += below.objects
         return keys
-
-
-def _file_info(path: str, found: StoredObject) -> FileInfo:
-    return FileInfo(path, False, found.size, found.modified_at, found.etag or None)
 
 
 def _uploads_of(path: str) -> str | None:
