@@ -77,7 +77,7 @@ class Network:
     def error(self, error: BaseException, path: str, *, store: str) -> DriverError:
         """The error to raise in place of `error`, which a request for `path` met."""
         causes = list(_causes(error))
-        numbers = [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
+        numbers = _numbers(causes)
         if _NO_FILES_LEFT.intersection(numbers):
             return TooManyOpenFiles(path, f"no connection to {store} can be made")
         if _has(causes, self.timeouts):
@@ -95,8 +95,12 @@ class Network:
         causes = list(_causes(error))
         if _has(causes, self.untrusted) or not _has(causes, self.timeouts + self.errors):
             return Failing.FOR_GOOD
-        lacks_files = any(isinstance(cause, OSError) and cause.errno in _NO_FILES_LEFT for cause in causes)
-        return Failing.PERHAPS if lacks_files else Failing.FOR_NOW
+        return Failing.PERHAPS if _NO_FILES_LEFT.intersection(_numbers(causes)) else Failing.FOR_NOW
+
+
+def _numbers(causes: list[BaseException]) -> list[int]:
+    """The numbers of the system's errors among them."""
+    return [cause.errno for cause in causes if isinstance(cause, OSError) and cause.errno]
 
 
 def _has(causes: list[BaseException], kinds: tuple[type[BaseException], ...]) -> bool:

@@ -428,8 +428,8 @@ class LiveUploads:
     def _check_room(self) -> None:
         limit = self.state.options.max_uploads
         # Without those whose `close` has returned: that the last descriptor is gone the kernel tells without waiting.
-        writing = [live for live in self.open_uploads() if live.writer is not None and not live.writer.is_leaving]
-        if len(writing) + self._beginning >= limit:
+        writing = sum(live.writer is not None and not live.writer.is_leaving for live in self._live.values())
+        if writing + self._beginning >= limit:
             raise UploadLimit(f"{limit} uploads are being written on this mount, as many as --max-uploads allows")
 
     @contextlib.contextmanager
