@@ -15,8 +15,10 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import ssl
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +69,11 @@ _COPY_DEADLINE: Final = 900.0
 #: Objects that one request deletes.
 _DELETED_AT_ONCE: Final = 100
 
+#: Seconds for which a bucket counts as being there that has answered.
+_THERE_FOR: Final = 10.0
+
 _ENDPOINT: Final = "https://storage.googleapis.com"
+_BATCH: Final = "/batch/storage/v1"
 _SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
 
 #: What distribution's driver says an object is that stands for an upload session of its, and what this one says of its
@@ -113,6 +119,7 @@ class GcsBucket(Objects):
         self._objects_url = f"/storage/v1/b/{quote(options.bucket, safe='')}/o"
         self._session: aiohttp.ClientSession | None = None
         self._patience = Patience(options.read_timeout)
+        self._seen_at = -math.inf
         self._tokens = _Tokens(options) if urlsplit(self._endpoint).scheme == "https" else None
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
@@ -146,7 +153,11 @@ class GcsBucket(Objects):
                     raise ContentTooLarge(path, f"{size} bytes, more than {limit}")
                 return await answer.read()
 
-        return await self._ask(self._reads, path, read, length=limit)
+        try:
+            return await self._ask(self._reads, path, read, length=limit)
+        except PathNotFound:
+            await self._check_bucket(path)
+            raise
 
     async def get_range(
         self, path: str, offset: int, length: int, *, size: int | None = None, etag: str | None = None
@@ -302,7 +313,7 @@ class GcsBucket(Objects):
 
         async def delete() -> list[int]:
             content_type = f"multipart/mixed; boundary={boundary}"
-            async with self._request("POST", "/batch/storage/v1", {}, body, content_type) as answer:
+            async with self._request("POST", _BATCH, {}, body, content_type) as answer:
                 return _statuses(await answer.read())
 
         try:
@@ -341,6 +352,14 @@ class GcsBucket(Objects):
         token = answer.get("nextPageToken")
         objects = {found["name"]: _object(found) for found in answer.get("items", [])}
         return Page(objects, answer.get("prefixes", []), is_last=not token), token or None
+
+    async def _check_bucket(self, path: str) -> None:
+        """Raises `UnknownSource` if the bucket is not there, unless it was a moment ago.
+
+        Of an object that is missing Google says the same as of one in a bucket that is missing.
+        """
+        if time.monotonic() - self._seen_at > _THERE_FOR:
+            await self._page(path, {"prefix": self.key(path), "maxResults": "1"})
 
     # --- HTTP ----------------------------------------------------------------------------------------------------
 
@@ -424,6 +443,8 @@ class GcsBucket(Objects):
             self._patience.answered()
             if answer.status >= 300:
                 raise ResponseError(answer.status, await answer.content.read(64 << 10))
+            if url != _BATCH:
+                self._seen_at = time.monotonic()
             yield answer
 
     def _open(self) -> aiohttp.ClientSession:

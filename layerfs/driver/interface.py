@@ -232,7 +232,11 @@ class StorageDriver(ABC):
 
     @abstractmethod
     async def get_content(self, path: str, *, limit: int) -> bytes:
-        """All of a small file. Raises `PathNotFound`, `NotRegularFile`, or `ContentTooLarge` beyond `limit` bytes."""
+        """All of a small file. Raises `PathNotFound`, `NotRegularFile`, or `ContentTooLarge` beyond `limit` bytes.
+
+        Of a directory an object store says `PathNotFound`: there a file can have the same name, and to tell "only a
+        directory" from "nothing" would take another request for every file that is missing.
+        """
 
     @abstractmethod
     async def put_content(self, path: str, content: bytes) -> None:

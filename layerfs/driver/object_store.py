@@ -131,10 +131,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
             if live.size > limit:
                 raise ContentTooLarge(path, f"{live.size} bytes, more than {limit}")
             return await live.read(0, live.size)
-        try:
-            return await self._objects.get(path, limit=limit)
-        except PathNotFound:
-            raise await self._no_file(path) from None
+        return await self._objects.get(path, limit=limit)
 
     async def put_content(self, path: str, content: bytes) -> None:
         check_not_root(path)

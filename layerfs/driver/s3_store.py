@@ -214,10 +214,7 @@ class Store(KeyedStorage):
             if info.size > limit:
                 raise ContentTooLarge(path, f"{info.size} bytes, more than {limit}")
             return await self.read(path, 0, info.size, info.size)
-        try:
-            return await self.bucket.get(path, limit=limit)
-        except PathNotFound:
-            raise await self._no_file(path) from None
+        return await self.bucket.get(path, limit=limit)
 
     async def put_content(self, path: str, content: bytes) -> None:
         check_not_root(path)

@@ -181,7 +181,13 @@ async def test_no_such_container(azure) -> None:
     options = dataclasses.replace(azurite().options("prefix"), container="missing")
     driver = AzureDriver(options)
     azure.made.append(driver)
-    for ask in (driver.stat("/"), driver.list("/a"), driver.put_content("/a", b""), driver.writer("/a", append=True)):
+    for ask in (
+        driver.stat("/"),
+        driver.list("/a"),
+        driver.get_content("/a", limit=1),
+        driver.put_content("/a", b""),
+        driver.writer("/a", append=True),
+    ):
         with pytest.raises(UnknownSource, match=r"'missing'.* no such container"):
             await ask
 
@@ -193,6 +199,21 @@ async def test_no_such_bucket(gcs) -> None:
     for ask in (driver.stat("/"), driver.list("/a"), driver.stat("/a"), driver.get_content("/a", limit=1)):
         with pytest.raises(UnknownSource, match=r"'missing'.* no such bucket"):
             await ask
+
+
+async def test_a_bucket_that_is_removed_while_it_is_used(gcs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google says of what was in it the same as of what never was: so whoever has not heard of it lately looks."""
+    gcs.server.request("POST", "/storage/v1/b", b'{"name": "removed"}')
+    driver = GcsDriver(dataclasses.replace(gcs.server.options("prefix"), bucket="removed"))
+    gcs.made.append(driver)
+    await driver.put_content("/a", b"")
+    await driver.delete("/a")
+    monkeypatch.setattr("layerfs.driver.gcs_bucket._THERE_FOR", 0.0)
+    with pytest.raises(PathNotFound):
+        await driver.get_content("/a", limit=1)
+    gcs.server.request("DELETE", "/storage/v1/b/removed")
+    with pytest.raises(UnknownSource, match=r"'removed'.* no such bucket"):
+        await driver.get_content("/a", limit=1)
 
 
 async def test_google_asks_for_patience(gcs) -> None:

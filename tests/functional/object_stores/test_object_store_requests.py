@@ -56,6 +56,17 @@ async def test_small_things_cost_one_request(place) -> None:
     ]
 
 
+async def test_a_file_that_is_missing_costs_one_request(place) -> None:
+    """Links are looked for where there are none all the time."""
+    driver = place.driver()
+    await driver.put_content("/a", b"")
+    place.forget()
+    for path in ("/missing", "/a/below"):
+        with pytest.raises(PathNotFound):
+            await driver.get_content(path, limit=10)
+    assert len(place.relay.seen) == 2
+
+
 async def test_many_are_asked_for_side_by_side(place) -> None:
     """One request for each, and the files of a whole tree by one listing."""
     driver = place.driver()
