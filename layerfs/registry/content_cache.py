@@ -90,6 +90,8 @@ class ContentCache:
                 self._blobs = Descriptor(_subdirectory(root, "blobs"))
                 self._partial = Descriptor(_subdirectory(root, "partial"))
                 self._lock = Descriptor(os.open("lock", os.O_RDWR | os.O_CREAT | _OPEN, 0o600, dir_fd=root))
+            # The limit may have been higher, and nothing may ever be fetched again.
+            self._make_room(0)
         except OSError as error:
             raise CacheUnusable(f"cannot keep a cache in {directory!r}: {error.strerror}") from error
 
@@ -195,7 +197,7 @@ class ContentCache:
         with directory as number, suppress(FileNotFoundError):
             os.unlink(name, dir_fd=number)
 
-    def _make_room(self, size: int, *, keep: str) -> bool:
+    def _make_room(self, size: int, *, keep: str | None = None) -> bool:
         """Removes what was used longest ago until `size` bytes more fit. One process at a time."""
         with self._lock as lock, self._blobs as blobs, self._partial as partial:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -317,6 +318,17 @@ async def test_there_is_never_more_than_the_limit(opened: Open) -> None:
     assert sum(path.stat().st_size for path in files_in(Path(cache.directory))) <= 4 * MIB
     assert await fill(cache, *blob(7, 3 * MIB))
     assert sum(path.stat().st_size for path in files_in(Path(cache.directory))) <= 4 * MIB
+
+
+async def test_a_lower_limit(opened: Open) -> None:
+    """Holds from when the cache is opened with it; what was used last stays."""
+    cache = opened(4 * MIB)
+    for number in range(3):
+        assert await fill(cache, *blob(number, MIB))
+        await trio.sleep(0.01)  # the clock of the file system is that coarse
+    cache = opened(2 * MIB)
+    assert sum(path.stat().st_size for path in files_in(Path(cache.directory))) <= 2 * MIB
+    assert await content_of(cache, blob(2, MIB)[0], MIB) == blob(2, MIB)[1]
 
 
 async def test_what_was_given_up_makes_room(opened: Open) -> None:
