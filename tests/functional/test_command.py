@@ -416,7 +416,7 @@ def test_the_end_of_its_terminal_ends_the_mount(storage: Storage, place: Path) -
     with subprocess.Popen(terminal, stdin=follower, stdout=follower, stderr=follower) as daemon:
         os.close(follower)
         with open(leader) as screen:
-            # It answers before it says so, but a signal until then ends a mount that was never there, with another code.
+            # It answers before it says so, but a signal until then ends a mount that was never there: another code.
             next(line for line in screen if "mounted" in line)
             os.kill(status(place)["pid"], signal.SIGHUP)
             assert daemon.wait(LIMIT) == OK
