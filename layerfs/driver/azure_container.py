@@ -302,52 +302,59 @@ class Container(Objects):
 
     # --- copying -------------------------------------------------------------------------------------------------
 
-    async def copy(self, source: str, destination: str, found: StoredObject) -> None:
+    async def copy(self, source: str, destination: str, found: StoredObject) -> StoredObject:
         """As of `Objects`. The copy is of the kind that the source is; while it is made it does not count as a blob."""
         try:
             async with asyncio.timeout(_COPY_DEADLINE):
-                await self._replacing(destination, lambda: self._copy(source, destination, found))
+                return await self._replacing(destination, lambda: self._copy(source, destination, found))
         except TimeoutError as error:
             raise BackendFailure(destination, f"{self.description} takes too long to copy it") from error
         except PathNotFound as error:
             raise ContentChanged(source, "it was removed while it was copied") from error
 
-    async def _copy(self, source: str, destination: str, found: StoredObject) -> None:
+    async def _copy(self, source: str, destination: str, found: StoredObject) -> StoredObject:
         try:
-            is_done = await self._start_copy(source, destination, found, is_signed=False)
+            copied = await self._start_copy(source, destination, found, is_signed=False)
         except _SourceUnreadable:
             # Being logged in is not enough for the store to read what it copies, everywhere.
             if not self._is_logged_in:
                 raise
-            is_done = await self._start_copy(source, destination, found, is_signed=True)
+            copied = await self._start_copy(source, destination, found, is_signed=True)
         except _CopyPending:
             await self._wait_for_copy(destination)
-            is_done = await self._start_copy(source, destination, found, is_signed=False)
-        if not is_done and await self._wait_for_copy(destination) != found.size:
+            copied = await self._start_copy(source, destination, found, is_signed=False)
+        if copied is None:
+            copied = await self._wait_for_copy(destination)
+        if copied.size != found.size:
             raise ContentChanged(destination, "somebody else has replaced it meanwhile")
+        return copied
 
-    async def _start_copy(self, source: str, destination: str, found: StoredObject, *, is_signed: bool) -> bool:
-        """Whether it was done at once."""
+    async def _start_copy(
+        self, source: str, destination: str, found: StoredObject, *, is_signed: bool
+    ) -> StoredObject | None:
+        """The copy, if it was done at once."""
 
-        async def start(client: ContainerClient) -> bool:
+        async def start(client: ContainerClient) -> StoredObject | None:
             url = client.get_blob_client(self.key(source)).url
             if is_signed:
                 url = f"{url}?{await self._sign(source)}"
             blob = client.get_blob_client(self.key(destination))
-            answer = await blob.start_copy_from_url(
+            answer: dict[str, Any] = await blob.start_copy_from_url(
                 url, source_etag=f'"{found.etag}"', source_match_condition=MatchConditions.IfNotModified
             )
-            return answer.get("copy_status") == "success"
+            if answer.get("copy_status") != "success":
+                return None
+            return StoredObject(found.size, _etag(answer), _nanoseconds(answer["last_modified"]))
 
         return await self._ask(self._writes, destination, start)
 
-    async def _wait_for_copy(self, destination: str) -> int:
-        """The size of the copy, when it is done. Raises if it failed."""
+    async def _wait_for_copy(self, destination: str) -> StoredObject:
+        """The copy, when it is done. Raises if it failed."""
         pause = _FIRST_LOOK
         while True:
             now = await self._properties(destination)
             if _is_whole(now):
-                return int(now.size)
+                return _blob(now)
             if now.copy.status != "pending":
                 raise BackendFailure(destination, f"{self.description} has not copied it: {now.copy.status}")
             await asyncio.sleep(pause)

@@ -265,7 +265,7 @@ class GcsBucket(Objects):
 
     # --- copying and deleting ------------------------------------------------------------------------------------
 
-    async def copy(self, source: str, destination: str, found: StoredObject) -> None:
+    async def copy(self, source: str, destination: str, found: StoredObject) -> GcsObject:
         assert isinstance(found, GcsObject)  # noqa: S101 - this bucket's
         place = f"{self._object_url(source)}/rewriteTo/b/{quote(self.options.bucket, safe='')}/o/"
         url = place + quote(self.key(destination), safe="")
@@ -286,6 +286,7 @@ class GcsBucket(Objects):
         copied = _object(answer["resource"])
         if (copied.size, copied.crc32c) != (found.size, found.crc32c):
             raise ContentChanged(source, "it was replaced while it was copied")
+        return copied
 
     async def delete_keys(self, path: str, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _DELETED_AT_ONCE):

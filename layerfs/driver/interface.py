@@ -184,8 +184,10 @@ class SealedFile(ABC):
         """As `FileReader.read`."""
 
     @abstractmethod
-    async def publish(self, destination: str) -> None:
+    async def publish(self, destination: str) -> FileInfo | None:
         """Makes these bytes the file at `destination`, atomically, in place of what is there.
+
+        Returns what `stat` would say of it, or None where it would have to be asked for.
 
         The sealed path is gone afterwards, or (private copy) can be deleted. Raises `ContentChanged` if the bytes could
         not be kept from changing; then nothing is published. A crash leaves the file at one of the two paths or both,

@@ -218,8 +218,8 @@ class _MeteredSeal(SealedFile):
         self._stats.bytes_read += len(content)
         return content
 
-    async def publish(self, destination: str) -> None:
-        await self._stats.measure("Publish", self._sealed.publish(destination))
+    async def publish(self, destination: str) -> FileInfo | None:
+        return await self._stats.measure("Publish", self._sealed.publish(destination))
 
     async def release(self) -> None:
         await self._sealed.release()

@@ -95,7 +95,7 @@ class Store(Protocol):
     async def seal(self, path: str) -> tuple[StoredObject, object]:
         """The object that is published, and the version that its content is of."""
 
-    async def publish(self, source: str, found: StoredObject, destination: str) -> None: ...
+    async def publish(self, source: str, found: StoredObject, destination: str) -> FileInfo | None: ...
 
     async def move(self, source: str, destination: str) -> None: ...
 
@@ -269,8 +269,8 @@ class _Sealed(SealedFile):
         length = clamp(self._path, offset, length, self.size)
         return await self._bridge.call(self._store.read_sealed, self._path, offset, length, self._found)
 
-    async def publish(self, destination: str) -> None:
-        await self._bridge.call(self._store.publish, self._path, self._found, check_path(destination))
+    async def publish(self, destination: str) -> FileInfo | None:
+        return await self._bridge.call(self._store.publish, self._path, self._found, check_path(destination))
 
     async def release(self) -> None:
         await trio.lowlevel.cancel_shielded_checkpoint()

@@ -204,10 +204,10 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
             raise await self._no_file(path)
         return found, ObjectVersion(found.etag, found.size)
 
-    async def publish(self, source: str, found: StoredObject, destination: str) -> None:
+    async def publish(self, source: str, found: StoredObject, destination: str) -> FileInfo:
         check_not_root(destination)
         await self._take_away(destination, "it was replaced")
-        await self._objects.copy(source, destination, found)
+        return file_info(destination, await self._objects.copy(source, destination, found))
 
     async def move(self, source: str, destination: str) -> None:
         await self.stat_file(source)

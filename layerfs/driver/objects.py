@@ -80,8 +80,11 @@ class Objects(ABC):
         """Deletes the objects, which are at `path` or below it; no error for those that are gone."""
 
     @abstractmethod
-    async def copy(self, source: str, destination: str, found: StoredObject) -> None:
-        """Copies an object within the store, whole or not at all. Raises `ContentChanged` if it is not `found`."""
+    async def copy(self, source: str, destination: str, found: StoredObject) -> StoredObject:
+        """Copies an object within the store, whole or not at all, and returns the copy.
+
+        Raises `ContentChanged` if the object is not `found`.
+        """
 
     @abstractmethod
     def pages(self, path: str, prefix: str, *, delimiter: str = "", limit: int | None = None) -> AsyncIterator[Page]:

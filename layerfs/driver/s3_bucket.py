@@ -266,25 +266,27 @@ class Bucket:
                 kind = AccessDenied if code == "AccessDenied" else BackendFailure
                 raise kind(self.path(failure.get("Key", "")), f"{self.description} did not delete it: {code}")
 
-    async def copy(self, source: str, destination: str, found: StoredObject) -> None:
+    async def copy(self, source: str, destination: str, found: StoredObject) -> StoredObject | None:
         """Copies an object within the store, whole or not at all. Raises `ContentChanged` if it is not `found` by now.
+
+        Returns the copy; None if the store has not told when it was made, as none does of what is copied in parts.
 
         Not every store looks at the condition (Ceph 16 does not), so what it says of the copy is compared, or the
         original is looked at again: an ETag that was gone does not come back.
         """
         if found.size > self.copy_threshold:
             await self._copy_in_parts(source, destination, found)
-            return
+            return None
         more = self.options.object_parameters
         answer = await self._ask_for_copy("copy_object", source, destination, found, **more)
         copied = _etag(answer.get("CopyObjectResult", {}))
-        if copied == found.etag:
-            return
-        now = await self.head(source)
-        if now.etag == copied:
-            # What has been copied is what took the place of `found`.
-            await self.delete(destination)
-        _check_same(source, found, now)
+        if copied != found.etag:
+            now = await self.head(source)
+            if now.etag == copied:
+                # What has been copied is what took the place of `found`.
+                await self.delete(destination)
+            _check_same(source, found, now)
+        return _copied_object(answer.get("CopyObjectResult", {}), found.size)
 
     # --- listings ------------------------------------------------------------------------------------------------
 
@@ -738,8 +740,15 @@ def _stored_object(answer: Mapping[str, Any]) -> StoredObject:
     return StoredObject(answer["ContentLength"], _etag(answer), _nanoseconds(answer["LastModified"]))
 
 
+def _copied_object(result: Mapping[str, Any], size: int) -> StoredObject | None:
+    """What the answer to a copy says of it; None if it does not say all."""
+    if "LastModified" not in result or not _etag(result):
+        return None
+    return StoredObject(size, _etag(result), _whole_seconds(result["LastModified"]))
+
+
 def _listed_object(found: Mapping[str, Any]) -> StoredObject:
-    return StoredObject(found["Size"], _etag(found), _nanoseconds(found["LastModified"]))
+    return StoredObject(found["Size"], _etag(found), _whole_seconds(found["LastModified"]))
 
 
 def _open_upload(found: Mapping[str, Any]) -> OpenUpload:
@@ -750,6 +759,11 @@ def _open_upload(found: Mapping[str, Any]) -> OpenUpload:
 def _listed_part(found: Mapping[str, Any]) -> Part:
     modified_at = _nanoseconds(found["LastModified"]) if "LastModified" in found else 0
     return Part(found["PartNumber"], found["Size"], _etag(found), modified_at)
+
+
+def _whole_seconds(time: datetime) -> int:
+    """In nanoseconds. A HEAD tells no more of the time of an object, which must not have two."""
+    return _nanoseconds(time.replace(microsecond=0))
 
 
 def _nanoseconds(time: datetime) -> int:

@@ -424,11 +424,12 @@ class Store(KeyedStorage):
 
     # --- moving and deleting -----------------------------------------------------------------------------------------
 
-    async def publish(self, source: str, found: StoredObject, destination: str) -> None:
+    async def publish(self, source: str, found: StoredObject, destination: str) -> FileInfo | None:
         check_not_root(destination)
-        await self.bucket.copy(source, destination, found)
+        copied = await self.bucket.copy(source, destination, found)
         if source in self._written:
             self._written[source] = None
+        return file_info(destination, copied) if copied is not None else None
 
     async def move(self, source: str, destination: str) -> None:
         info = await self.stat_file(source)

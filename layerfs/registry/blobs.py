@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 import trio
 
 from layerfs.digest import CANONICAL, Digest
-from layerfs.driver.interface import FileInfo, FileReader, StorageDriver
+from layerfs.driver.interface import FileInfo, FileReader, SealedFile, StorageDriver
 from layerfs.errors import BlobUnknown, DriverError, LayerfsError, NotRegularFile, PathNotFound
 from layerfs.registry.cache import CachedBlob, DescriptorCache, MemoryCache
 from layerfs.registry.paths import BLOBS, BlobData
@@ -120,6 +120,16 @@ class BlobStore:
             await self.forget(digest)
             raise BlobUnknown(digest) from error
 
+    async def publish(self, sealed: SealedFile, digest: Digest) -> BlobInfo | None:
+        """Makes a sealed file the blob that it was verified to be; returns it, if storage tells of it unasked."""
+        asked_at = trio.current_time()
+        published = await sealed.publish(BlobData(digest).path)
+        if published is None:
+            return None
+        info = BlobInfo(digest, published.size, published.modified_at, asked_at)
+        await self._remember([info])
+        return info
+
     # --- the cache ------------------------------------------------------------------------------------------------
 
     async def learn(self, digest: Digest, size: int, *, repository: str | None) -> None:
@@ -188,5 +198,4 @@ def _blob_info(digest: Digest, found: FileInfo | DriverError, asked_at: float) -
 def _listed_info(digest: Digest, found: FileInfo | None, asked_at: float) -> BlobInfo | LayerfsError:
     if found is None:
         return BlobUnknown(digest)
-    # Asked for alone a file has its time in whole seconds, and one file must not have two.
-    return BlobInfo(digest, found.size, found.modified_at // 10**9 * 10**9, asked_at)
+    return BlobInfo(digest, found.size, found.modified_at, asked_at)

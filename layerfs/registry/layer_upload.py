@@ -51,6 +51,7 @@ from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
 from layerfs.registry.repositories import link_layer, make_repository
 
 if TYPE_CHECKING:
+    from layerfs.registry.blobs import BlobInfo
     from layerfs.registry.uploads import UploadInfo, UploadStore
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,8 @@ class LayerUpload:
         self.size = info.size
         #: Where the next `write` goes.
         self.offset = info.size
+        #: What `finish` has made of it, if storage has told that unasked.
+        self.blob: BlobInfo | None = None
         self._store = store
         self._driver = store.driver
         self._directory = UploadDirectory(info.name, info.uuid)
@@ -565,7 +568,7 @@ class LayerUpload:
             async def publish() -> None:
                 if canonical != digest:
                     await write_link(self._driver, self._directory.committing, canonical)
-                await sealed.publish(BlobData(canonical).path)
+                self.blob = await self._store.blobs.publish(sealed, canonical)
 
             await self._publish(publish, canonical, digest, sealed.size)
         return canonical

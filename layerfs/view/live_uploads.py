@@ -299,6 +299,8 @@ class LiveUploads:
 
         Not cancellable: the upload is finished, and nobody may be told anything else.
         """
+        if live.upload.blob is not None:
+            return LayerInfo(digest, live.upload.blob)
         with contextlib.suppress(LayerfsError), trio.move_on_after(_CLOSE_DEADLINE, shield=True):
             return LayerInfo(digest, await self.state.registry.blobs.stat(canonical))
         return LayerInfo(digest, BlobInfo(canonical, live.upload.size, time.time_ns()))

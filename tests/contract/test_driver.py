@@ -190,12 +190,12 @@ async def test_all_files_below_a_directory(driver: StorageDriver) -> None:
 
 
 async def test_the_version_of_a_file_is_that_of_its_bytes(driver: StorageDriver) -> None:
-    """Another one for other bytes, also of the same length and in the same second; listings tell it too."""
+    """Another one for other bytes, also of the same length and in the same second. Listings tell the same of a file."""
     told: list[str | None] = []
     for content in (b"one", b"two", b"2"):
         await driver.put_content("/a/b", content)
         (listed,) = await driver.list_files("/a")
-        assert listed.version == (await driver.stat("/a/b")).version
+        assert listed == await driver.stat("/a/b")
         told.append(listed.version)
     # Where files are listed to be recognized it must be told.
     assert told == [None] * 3 if not driver.capabilities.listed_files else len({*told} - {None}) == 3
@@ -814,6 +814,22 @@ async def test_publish_a_sealed_file(driver: StorageDriver) -> None:
         await driver.delete("/uploads/u")
     with pytest.raises(PathNotFound):
         await driver.stat("/uploads/u/data")
+
+
+async def test_what_is_told_of_a_file_that_is_published(driver: StorageDriver) -> None:
+    """What is told of it to who asks, or nothing."""
+    await driver.put_content("/upload", b"content")
+    async with await driver.seal("/upload") as sealed:
+        told = await sealed.publish("/blob")
+    assert told in (None, await driver.stat("/blob"))
+
+
+@on_object_stores
+async def test_an_object_store_tells_what_it_has_published(driver: StorageDriver) -> None:
+    """Whoever has finished an upload need not ask for its time."""
+    await append(driver, "/docker/registry/v2/repositories/a/_uploads/u/data", b"content")
+    async with await driver.seal("/docker/registry/v2/repositories/a/_uploads/u/data") as sealed:
+        assert await sealed.publish("/blob") == await driver.stat("/blob")
 
 
 @with_directories

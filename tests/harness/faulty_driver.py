@@ -267,8 +267,8 @@ class _FaultySealedFile(SealedFile):
     async def read(self, offset: int, length: int) -> bytes:
         return await self._driver.call("sealed read", self._path, lambda: self._sealed.read(offset, length))
 
-    async def publish(self, destination: str) -> None:
-        await self._driver.call("publish", destination, lambda: self._sealed.publish(destination))
+    async def publish(self, destination: str) -> FileInfo | None:
+        return await self._driver.call("publish", destination, lambda: self._sealed.publish(destination))
 
     async def release(self) -> None:
         await self._sealed.release()
