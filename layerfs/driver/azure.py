@@ -30,11 +30,12 @@ class _Store(ObjectStore[AzureUpload]):
         super().__init__(container)
         self._container = container
 
-    async def _create(self, path: str) -> AzureUpload:
-        return AzureUpload(self._container, path, await self._container.create(path))
+    async def _create(self, path: str, found: StoredObject | None) -> AzureUpload:
+        assert found is None or isinstance(found, AzureBlob)  # noqa: S101 - this container's
+        return AzureUpload(self._container, path, await self._container.create(path, found))
 
     async def _resume(self, path: str, found: StoredObject) -> AzureUpload:
         assert isinstance(found, AzureBlob)  # noqa: S101 - this container's
         if not found.can_grow and not found.size:
-            return await self._create(path)
+            return await self._create(path, found)
         return AzureUpload(self._container, path, found)

@@ -210,14 +210,27 @@ class Container(Objects):
 
         await self._replacing(path, lambda: self._ask(self._writes, path, upload, length=len(content)))
 
-    async def create(self, path: str) -> AzureBlob:
-        """Makes an empty append blob, in place of what is there."""
+    async def create(self, path: str, found: AzureBlob | None) -> AzureBlob:
+        """Makes an empty append blob, in place of what was found. Raises `ContentChanged` if that is not there."""
+        if found is not None and not found.can_grow:
+            # Azure replaces blobs by others of their kind only.
+            await self._delete(path)
+            found = None
+        condition = _if_is(found.etag) if found is not None else {"match_condition": MatchConditions.IfMissing}
 
         async def begin(client: ContainerClient) -> AzureBlob:
-            answer: dict[str, Any] = await client.get_blob_client(self.key(path)).create_append_blob()
+            answer: dict[str, Any] = await client.get_blob_client(self.key(path)).create_append_blob(**condition)
             return AzureBlob(0, _etag(answer), _nanoseconds(answer["last_modified"]), blocks=0, can_grow=True)
 
-        return await self._replacing(path, lambda: self._ask(self._writes, path, begin))
+        try:
+            return await self._ask(self._writes, path, begin)
+        except (ContentChanged, BackendFailure):
+            # It may be that only the answer was lost.
+            with contextlib.suppress(DriverError):
+                now = await self.head(path)
+                if now.can_grow and not now.blocks:
+                    return now
+            raise
 
     async def append(self, path: str, block: bytes | memoryview, blob: AzureBlob) -> AzureBlob:
         """Appends a block to a blob that is as `blob` says, durably. Raises `ContentChanged` if it is not."""

@@ -45,6 +45,7 @@ _BY_CODE: Final[dict[str, Meaning]] = {
     "ContainerBeingDeleted": (UnknownSource, "the container is being deleted"),
     "ContainerDisabled": (UnknownSource, "the container is disabled"),
     "BlobNotFound": (PathNotFound, ""),
+    "BlobAlreadyExists": (ContentChanged, "somebody else has begun it"),
     "BlockCountExceedsLimit": (ContentTooLarge, "an append blob takes no more than 50,000 blocks"),
     "MaxBlobSizeConditionNotMet": (ContentTooLarge, ""),
     "InvalidRange": (ShortRead, ""),

@@ -37,8 +37,11 @@ class _Store(ObjectStore[GcsUpload]):
         super().__init__(bucket)
         self._bucket = bucket
 
-    async def _create(self, path: str) -> GcsUpload:
-        return GcsUpload(self._bucket, path, await self._bucket.put_object(path, b"", content_type=UPLOAD_TYPE))
+    async def _create(self, path: str, found: StoredObject | None) -> GcsUpload:
+        assert found is None or isinstance(found, GcsObject)  # noqa: S101 - this bucket's
+        generation = found.generation if found is not None else "0"
+        created = await self._bucket.put_object(path, b"", content_type=UPLOAD_TYPE, generation=generation)
+        return GcsUpload(self._bucket, path, created)
 
     async def _resume(self, path: str, found: StoredObject) -> GcsUpload:
         return GcsUpload(self._bucket, path, _no_session(path, found))

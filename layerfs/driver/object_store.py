@@ -44,8 +44,12 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
         self._live: dict[str, _Upload] = {}
 
     @abstractmethod
-    async def _create(self, path: str) -> _Upload:
-        """Makes an empty object at `path`, in place of what is there."""
+    async def _create(self, path: str, found: StoredObject | None) -> _Upload:
+        """Makes an empty object at `path`, in place of what was found there.
+
+        Raises `ContentChanged` if it is not as it was found. So a request that the store carries out long after it was
+        given up takes nothing away, and of two who begin at the same time one learns it.
+        """
 
     @abstractmethod
     async def _resume(self, path: str, found: StoredObject) -> _Upload:
@@ -163,7 +167,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
         check_not_root(path)
         await self._change_hands(path, keep=append)
         found, _ = await gather([self._find(path), self._check_no_directory(path)])
-        upload = await self._resume(path, found) if append and found is not None else await self._create(path)
+        upload = await self._resume(path, found) if append and found is not None else await self._create(path, found)
         self._live[path] = upload
         return upload
 

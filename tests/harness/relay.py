@@ -51,8 +51,8 @@ class Seen:
 class Fault:
     """What happens to the next requests of an operation, or of all (`*`), after so many have passed.
 
-    `kind` is "refuse" (with an error, nothing was done), "reset_before", "reset_after" (all was done), "stall" or
-    "flip" (one bit of what was sent).
+    `kind` is "refuse" (with an error, nothing was done), "reset_before", "reset_after" (all was done), "late" (all is
+    done when it is `released`, long after the connection broke), "stall" or "flip" (one bit of what was sent).
     """
 
     kind: str
@@ -62,6 +62,8 @@ class Fault:
     status: int = 503
     code: str = ""
     released: threading.Event = field(default_factory=threading.Event)
+    #: Set when what was late is done.
+    served: threading.Event = field(default_factory=threading.Event)
 
 
 class Relay:
@@ -210,6 +212,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             elif fault.kind == "stall":
                 fault.released.wait()
             self._reset()
+            if fault.kind == "late":
+                fault.released.wait()
+                relay.serve(call)
+                fault.served.set()
 
     def log_message(self, *_: object) -> None:
         """Not to standard error."""

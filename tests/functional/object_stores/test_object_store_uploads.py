@@ -20,6 +20,9 @@ Payload = Callable[[int], bytes]
 #: Blocks and parts that make a test of many of them out of a few bytes.
 SMALL = {"azure": {"block_size": 64 << 10}, "gcs": {"part_size": 64 << 10}}
 
+#: The request that begins an upload, by the name that the proxies have for it.
+BEGINNING = {"azure": "create", "gcs": "upload"}
+
 
 def small(place) -> dict[str, int]:
     return SMALL[place.driver().name]
@@ -108,6 +111,61 @@ async def test_one_who_creates_it_anew_takes_it_away(place) -> None:
     assert place.content(DATA) == b""
     await one.close()
     await two.close()
+
+
+async def test_two_who_begin_at_the_same_time(place) -> None:
+    """Who is later, because the store had him wait, does not take away what the other has stored by then."""
+    driver = place.driver()
+    held = place.relay.fail("stall", BEGINNING[driver.name])
+    refused = []
+
+    async def begin() -> None:
+        with pytest.raises(ContentChanged):
+            await driver.writer(DATA, append=True)
+        refused.append(True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(begin)
+        with trio.fail_after(10):
+            while held.times:
+                await trio.sleep(0.01)
+        writer = await place.driver().writer(DATA, append=True)
+        await writer.write([b"content"])
+        await writer.flush()
+        held.released.set()
+    assert refused == [True]
+    assert place.content(DATA) == b"content"
+    await writer.close()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_beginning_that_the_store_carries_out_late(place, is_there: bool) -> None:
+    """A request that was given up and made again can still arrive; what was written since stays."""
+    driver = place.driver()
+    if is_there:
+        await (await place.driver().writer(DATA, append=True)).close()
+    late = place.relay.fail("late", BEGINNING[driver.name])
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([b"content"])
+    await writer.flush()
+    late.released.set()
+    assert await trio.to_thread.run_sync(late.served.wait, 10)
+    assert place.content(DATA) == b"content"
+    await writer.write([b" and more"])
+    await writer.flush()
+    assert place.content(DATA) == b"content and more"
+    await writer.close()
+
+
+async def test_a_lost_answer_to_a_beginning_does_no_harm(place) -> None:
+    """It has begun."""
+    driver = place.driver()
+    place.relay.fail("reset_after", BEGINNING[driver.name])
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([b"content"])
+    await writer.flush()
+    assert place.content(DATA) == b"content"
+    await writer.close()
 
 
 async def test_what_was_removed_by_another_process_is_not_appended_to(place) -> None:
