@@ -9,7 +9,7 @@ from layerfs.registry.layers import Layer, LayerInfo, LayerService
 from layerfs.registry.manifests import ManifestInfo, ManifestService
 from layerfs.registry.registry import Listing, Registry, Repository
 from layerfs.registry.tags import Tag, TagService
-from layerfs.registry.uploads import ListedUpload, UploadInfo
+from layerfs.registry.upload_info import ListedUpload, UploadInfo
 
 __all__ = [
     "BlobInfo",

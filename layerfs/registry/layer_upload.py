@@ -52,7 +52,8 @@ from layerfs.registry.repositories import link_layer, make_repository
 
 if TYPE_CHECKING:
     from layerfs.registry.blobs import BlobInfo
-    from layerfs.registry.uploads import UploadInfo, UploadStore
+    from layerfs.registry.upload_info import UploadInfo
+    from layerfs.registry.uploads import UploadStore
 
 _log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.links import link_fits, raise_if_all_failed, read_link, read_links
 from layerfs.registry.paths import LayerLink, RepositoryDirectory
 from layerfs.registry.repositories import link_layer, make_repository
-from layerfs.registry.uploads import FoundUploads, ListedUpload, ListedUploads, UploadInfo, UploadStore
+from layerfs.registry.upload_info import FoundUploads, ListedUpload, ListedUploads, UploadInfo, Uploads
+from layerfs.registry.uploads import UploadStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +220,13 @@ class LayerService:
         except PathNotFound as error:
             raise LayerUnknown(self.name, digest) from error
 
-    async def upload(self, *, file_name: str | None = None) -> LayerUpload:
-        """Begins an upload. `file_name` is what a mounted tree will call it; without one it is called by its UUID."""
+    async def upload(self, *, file_name: str | None = None, uuid: str | None = None) -> LayerUpload:
+        """Begins an upload. `file_name` is what a mounted tree will call it; without one it is called by its UUID.
+
+        `uuid` is a new one for whoever has to know it before the upload is there; a `file_name` that is a UUID wins.
+        """
         check_repository_name(self.name)
-        return await self._uploads.create(self.name, file_name=file_name)
+        return await self._uploads.create(self.name, file_name=file_name, uuid=uuid)
 
     async def resume(self, uuid: str) -> LayerUpload:
         """The unfinished upload, at the offset where it stands. Raises `LayerUploadUnknown`."""
@@ -287,7 +291,6 @@ class LayerService:
 
 # Named here because inside `LayerService` the word `list` is its method.
 Layers: TypeAlias = list[LayerInfo]
-Uploads: TypeAlias = list[UploadInfo]
 LayerNames: TypeAlias = list[LayerName]
 Links: TypeAlias = list[tuple[LayerName, int]]
 Names: TypeAlias = list[str]

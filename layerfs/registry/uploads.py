@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -27,6 +28,7 @@ from layerfs.errors import (
     PathNotFound,
 )
 from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_upload_id, is_uuid, new_upload_id
+from layerfs.registry.bare_uploads import BareUploads, is_bare
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.lost_tail import size_before_lost_tail
@@ -34,47 +36,14 @@ from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.small_files import SmallFiles
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
-
-
-@dataclass(frozen=True, slots=True)
-class UploadInfo:
-    """An upload as it is in storage. `size` is in bytes that count, `modified_at` in nanoseconds since 1970.
-
-    `file_name` is the name that a mounted tree gave it, its UUID if it was begun by a registry. `started_at` is None
-    where storage has something else than a time.
-    """
-
-    name: str
-    uuid: str
-    file_name: str
-    started_at: datetime | None
-    size: int
-    modified_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class ListedUpload:
-    """An upload as a listing shows it. `info` is None where the listing does not tell how long it is."""
-
-    uuid: str
-    file_name: str
-    started_at: datetime | None
-    info: UploadInfo | None
-
-    @property
-    def age(self) -> tuple[datetime, str]:
-        """The oldest first, in the same order for everybody."""
-        return self.started_at or datetime.min.replace(tzinfo=UTC), self.uuid
-
+from layerfs.registry.upload_info import FoundUploads, ListedUpload, ListedUploads, UploadInfo, Uploads
 
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
 _Third = TypeVar("_Third")
 
-# Named here because inside `UploadStore` the word `list` is its method.
-Uploads: TypeAlias = list[UploadInfo]
-FoundUploads: TypeAlias = list[UploadInfo | DriverError | None]
-ListedUploads: TypeAlias = list[ListedUpload]
+#: Uploads that a listing has found, and the UUIDs of those of which there may be more, or nothing, a moment later.
+_Listing: TypeAlias = tuple[Uploads, Collection[str]]
 
 
 class UploadStore:
@@ -86,15 +55,16 @@ class UploadStore:
         self.trust_hash_states = trust_hash_states
         self.hash_limiter = trio.CapacityLimiter(2)
         self._small_files = SmallFiles(driver)
+        self._bare = BareUploads(self._stat_many)
 
-    async def create(self, name: str, *, file_name: str | None = None) -> LayerUpload:
-        """Begins an upload to repository `name`; a `file_name` that is a UUID becomes its id.
+    async def create(self, name: str, *, file_name: str | None = None, uuid: str | None = None) -> LayerUpload:
+        """Begins an upload to repository `name`, with the new id `uuid`; a `file_name` that is a UUID becomes its id.
 
         Raises `LayerUploadBusy` if there is an upload of that id. If the storage fails, no upload is left of it.
         """
         if file_name is not None:
             check_upload_name(file_name)
-        uuid = new_upload_id()
+        uuid = uuid or new_upload_id()
         if file_name is not None and is_uuid(file_name):
             uuid = file_name
             await self._make_room(name, uuid)
@@ -139,12 +109,14 @@ class UploadStore:
     async def list_names(self, name: str) -> ListedUploads:
         """As `list`, but where each upload would have to be asked for how long it is, it is not asked."""
         try:
-            if self._lists_files:
-                return await self._list_files(name)
-            infos = _that_could_be_known(await self._find_all(name))
+            infos, bare = await (self._list_files(name) if self._lists_files else self._list_directories(name))
         except (PathNotFound, NotRegularFile):
             return []
-        return sorted((_listed(info) for info in infos), key=lambda upload: upload.age)
+        settled = _that_could_be_known(await self._bare.settle(name, infos, bare))
+        listed = [_listed(info) for info in settled]
+        if self._lists_files and not self.driver.capabilities.listed_uploads:
+            listed = [replace(upload, info=None) for upload in listed]
+        return sorted(listed, key=lambda upload: upload.age)
 
     async def stat_listed(self, name: str, listed: Sequence[ListedUpload]) -> FoundUploads:
         """Uploads that were listed a moment ago, as they are now; in order. None stands for those that are gone.
@@ -163,38 +135,43 @@ class UploadStore:
             elif not isinstance(file, _ABSENT):
                 found[upload.uuid] = file
         # These never had any, or are finished or cancelled.
-        without = [upload.uuid for upload in listed if upload.uuid not in found]
-        found |= zip(without, await self._stat_many(name, without), strict=True)
+        without = [upload for upload in listed if upload.uuid not in found]
+        again = await self._stat_many(name, [upload.uuid for upload in without])
+        for upload, info in zip(without, again, strict=True):
+            # Of one that is being deleted the name may be gone already.
+            found[upload.uuid] = replace(info, file_name=upload.file_name) if isinstance(info, UploadInfo) else info
         return [found[upload.uuid] for upload in listed]
 
     @property
     def _lists_files(self) -> bool:
         return self.driver.capabilities.listed_files
 
-    async def _find_all(self, name: str) -> FoundUploads:
+    async def _list_directories(self, name: str) -> _Listing:
         entries = await self.driver.list(RepositoryDirectory(name).uploads)
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
-        return await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)])
+        infos = _that_could_be_known(await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)]))
+        return infos, [info.uuid for info in infos if is_bare(info)]
 
-    async def _list_files(self, name: str) -> ListedUploads:
+    async def _list_files(self, name: str) -> _Listing:
         """Where one request tells of a thousand files what they are: who has no `startedat` is not looked at."""
         place = RepositoryDirectory(name).uploads
         files = {info.path: info for info in await self.driver.list_files(place)}
-        uuids = sorted({path[len(place) + 1 :].partition("/")[0] for path in files})
-        begun = [UploadDirectory(name, uuid) for uuid in uuids if is_upload_id(uuid)]
+        counts = Counter(path[len(place) + 1 :].partition("/")[0] for path in files)
+        begun = [UploadDirectory(name, uuid) for uuid in sorted(counts) if is_upload_id(uuid)]
         places = [directory for directory in begun if directory.started_at in files]
         paths = [place.started_at for place in places] + [place.file_name for place in places]
         contents = await self._small_files.get_contents(paths, files, limit=max(STARTED_AT_LIMIT, FILE_NAME_LENGTH))
+        started, names = contents[: len(places)], contents[len(places) :]
         found = [
             _upload_info(place, started_at, file_name, files.get(place.data, PathNotFound(place.data)))
-            for place, started_at, file_name in zip(
-                places, contents[: len(places)], contents[len(places) :], strict=True
-            )
+            for place, started_at, file_name in zip(places, started, names, strict=True)
         ]
-        listed = [_listed(info) for info in _that_could_be_known(found)]
-        if not self.driver.capabilities.listed_uploads:
-            listed = [replace(upload, info=None) for upload in listed]
-        return sorted(listed, key=lambda upload: upload.age)
+        bare = [
+            place.uuid
+            for place, file_name in zip(places, names, strict=True)
+            if counts[place.uuid] == 1 or (place.file_name in files and isinstance(file_name, PathNotFound))
+        ]
+        return _that_could_be_known(found), bare
 
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
         """Gives an upload another file name, on every node."""

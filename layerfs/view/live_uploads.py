@@ -36,6 +36,7 @@ from layerfs.errors import (
 )
 from layerfs.layername import LayerName, is_of_nothing
 from layerfs.manifest import MANIFEST_LIMIT
+from layerfs.names import new_upload_id
 from layerfs.registry import BlobInfo, LayerInfo, LayerUpload, ListedUpload, UploadInfo
 from layerfs.registry.layer_upload import STORE_SIZE
 from layerfs.registry.paths import UPLOADS
@@ -116,6 +117,8 @@ class LiveUploads:
         self._listings = state.upload_listings
         self._live: OrderedDict[tuple[str, str], LiveUpload] = OrderedDict()
         self._beginning = 0
+        # Of those that are just being begun, which may have no name in storage yet.
+        self._nameless: set[tuple[str, str]] = set()
 
     def live(self, name: str, uuid: str) -> LiveUpload | None:
         """The live upload, if it is one."""
@@ -130,11 +133,11 @@ class LiveUploads:
 
         Without what is being written to `_layers` here: if it does not become a layer it goes when it is released.
         """
-        return [upload for upload in await self._listings.shown(name) if not self._is_to_be_layer(name, upload.uuid)]
+        return [upload for upload in await self._listings.shown(name) if self._is_shown(name, upload.uuid)]
 
-    def _is_to_be_layer(self, name: str, uuid: str) -> bool:
+    def _is_shown(self, name: str, uuid: str) -> bool:
         live = self.live(name, uuid)
-        return live is not None and live.expected is not None
+        return (name, uuid) not in self._nameless and (live is None or live.expected is None)
 
     async def find(self, name: str, file_name: str) -> UploadFile:
         """The upload called `file_name`; it may be gone, or longer, since it was listed. Raises `NoSuchEntry`."""
@@ -142,7 +145,7 @@ class LiveUploads:
             if repository == name and live.file_name == file_name and live.writer is not None and not live.expected:
                 return UploadFile(self, name, uuid, file_name, live.upload.started_at)
         found = await self._listings.find(name, file_name)
-        if found is None or self._is_to_be_layer(name, found.uuid):
+        if found is None or not self._is_shown(name, found.uuid):
             raise no_entry(f"{name}/{UPLOADS}", file_name)
         return UploadFile(self, name, found.uuid, file_name, found.started_at)
 
@@ -187,8 +190,13 @@ class LiveUploads:
             return node, handle
 
     async def _begin(self, name: str, file_name: str | None = None) -> LayerUpload:
-        with self._changing(name):
-            return await self.state.service(name).upload(file_name=file_name)
+        uuid = new_upload_id()
+        self._nameless.add((name, uuid))
+        try:
+            with self._changing(name):
+                return await self.state.service(name).upload(file_name=file_name, uuid=uuid)
+        finally:
+            self._nameless.remove((name, uuid))
 
     async def open(self, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
         """Opens an upload. Raises `LayerUploadBusy` if it is to be written and somebody else is writing it."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -356,6 +357,29 @@ async def test_uploads_that_begin_at_the_same_time(driver: FaultyDriver, nursery
     assert (len(files), results) == (2, [errno.EDQUOT] * 3)
     for file in files:
         await file.close()
+
+
+async def test_listing_while_an_upload_begins(
+    shown: InProcess, driver: FaultyDriver, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is not there before it has its name, however long storage takes over it; but then its repository stays."""
+    listed = []
+
+    async def look(_what: str, path: str) -> None:
+        driver.on_call = None
+        shown.tree._state.upload_listings.forget("a")
+        listed.append(await shown.list(shown.uploads))
+        if path.endswith(("/layerfs-name", "/data")):
+            assert await outcome(functools.partial(shown.remove_directory, "a")) == errno.ENOTEMPTY
+        driver.on_call = look
+
+    driver.on_call = look
+    file = await shown.open(shown.upload("x"), os.O_WRONLY | os.O_CREAT)
+    driver.on_call = None
+    assert len(listed) > 3
+    assert listed == [[]] * len(listed)
+    assert await shown.list(shown.uploads) == ["x"]
+    await file.close()
 
 
 async def test_room_while_an_upload_is_closed(driver: FaultyDriver, nursery: trio.Nursery) -> None:
