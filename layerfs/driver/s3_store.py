@@ -56,6 +56,9 @@ _STILL: Final = 1.5
 _LOOKS: Final = 4
 _SURELY_STILL: Final = 300 * 10**9
 
+#: How many versions of such an upload are looked at by who reads it, if each is another one before it is read.
+_VERSIONS: Final = 3
+
 #: Paths that were written here, of which is kept what the next look at them would otherwise have to ask for.
 _WRITTEN_KEPT: Final = 4096
 
@@ -71,6 +74,10 @@ class _Left:
 
     upload_id: str | None
     version: S3Version
+
+
+class _BeingWritten(ContentChanged):
+    """An upload of somebody else that does not stand still for long enough to be repacked."""
 
 
 class Store(KeyedStorage):
@@ -240,7 +247,21 @@ class Store(KeyedStorage):
         return await self._read_left(path, offset, length, size)
 
     async def _read_left(self, path: str, offset: int, length: int, size: int) -> bytes:
-        """Reads an upload that nobody writes in this process."""
+        """Reads an upload that nobody writes in this process, from one version of it.
+
+        Somebody elsewhere who goes on with it can make another object of it between a look and the request for what
+        was found.
+        """
+        for _ in range(_VERSIONS - 1):
+            try:
+                return await self._read_version(path, offset, length, size)
+            except _BeingWritten:
+                raise
+            except ContentChanged:
+                continue
+        return await self._read_version(path, offset, length, size)
+
+    async def _read_version(self, path: str, offset: int, length: int, size: int) -> bytes:
         end = offset + length
         found = None
         with suppress(ShortRead):  # while it is repacked it looks empty to who asks for its parts and its object
@@ -252,7 +273,7 @@ class Store(KeyedStorage):
                 found = state.found
                 if found is None or found.size < end:
                     return await self._read_repacked(S3Upload(self.bucket, path, state), offset, length)
-        return await self.bucket.get_range(path, offset, length, size=found.size)
+        return await self.bucket.get_range(path, offset, length, size=found.size, etag=found.etag)
 
     def _repacking_of(self, path: str) -> asyncio.Lock:
         return self._repacking.setdefault(path, asyncio.Lock())
@@ -279,7 +300,7 @@ class Store(KeyedStorage):
             before, state = state, await self._find_of_size(path, end, size)
             if before == state:
                 return state
-        raise ContentChanged(path, "somebody else is writing it, and S3 lets nobody read it meanwhile")
+        raise _BeingWritten(path, "somebody else is writing it, and S3 lets nobody read it meanwhile")
 
     async def _find_of_size(self, path: str, end: int, size: int) -> StoredUpload:
         state = await find_upload(self.bucket, path, look_at_object=True)

@@ -157,7 +157,10 @@ def _split(upload_id: str | None, parts: Sequence[Part]) -> StoredUpload:
 
 
 async def complete(bucket: Bucket, path: str, state: StoredUpload) -> StoredObject:
-    """Makes the parts of an open upload the object at `path`; also if it was done before and nobody was told."""
+    """Makes the parts of an open upload the object at `path`; also if it was done before and nobody was told.
+
+    Raises `UploadGone` if it was completed or aborted by somebody else.
+    """
     assert state.upload_id is not None  # noqa: S101
     size = total(state.parts)
     try:
@@ -167,10 +170,24 @@ async def complete(bucket: Bucket, path: str, state: StoredUpload) -> StoredObje
             found = await bucket.head(path)
             if found.size == size:
                 return found
+        if await _is_gone(bucket, path, state.upload_id):
+            # To Ceph it is one that is just being completed, which is an error of its own.
+            raise UploadGone(path, "somebody else has completed or aborted it") from error
         raise error  # noqa: TRY201 - the first, not one of the look at what there is
     etag = etag or state.version.etag
     # Where it is neither told nor foretold it must be asked for.
     return StoredObject(size, etag, 0) if _is_foretold(etag) else await bucket.head(path)
+
+
+async def _is_gone(bucket: Bucket, path: str, upload_id: str) -> bool:
+    """Whether an upload is certainly not open any more."""
+    try:
+        await bucket.list_parts(path, upload_id)
+    except UploadGone:
+        return True
+    except DriverError:
+        return False
+    return False
 
 
 def _is_foretold(etag: str) -> bool:

@@ -262,6 +262,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault.released.wait()
         self._reset()
 
+    def _hold(self, fault: Fault, seen: Seen, body: bytes) -> None:
+        """Goes on when everything is healed."""
+        fault.released.wait()
+        self._answer(seen, *self._forward(seen, body))
+
     # --- both sides ----------------------------------------------------------------------------------------------
 
     def _forward(self, seen: Seen, body: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -421,6 +421,49 @@ async def test_reading_what_another_process_is_writing(drivers: Drivers, stored,
     assert await drivers().get_content(DATA, limit=len(content)) == content
 
 
+@pytest.mark.parametrize("request_of_reader", ["GetObject", "CompleteMultipartUpload"])
+async def test_an_upload_that_others_repack_while_it_is_read(
+    drivers: Drivers, proxy: S3Proxy, payload: Payload, request_of_reader: str
+) -> None:
+    """Whoever reads it has looked at it, and looks again when it is another object then: the bytes are the same."""
+    content = payload(3000)
+    await append(drivers(), content[:1000])
+    if request_of_reader == "GetObject":
+        # Repacked, it has an object that can be read.
+        assert await drivers().get_content(DATA, limit=1000) == content[:1000]
+    reader = await drivers(endpoint_url=proxy.url).open(DATA)
+    held = proxy.fail("hold", request_of_reader)
+    found: list[bytes] = []
+
+    async def read() -> None:
+        found.append(bytes(await reader.read(0, 1000)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        while not held.met:
+            await trio.sleep(0.01)  # polling interval
+        # Each repacks what the one before has left.
+        for start in (1000, 2000):
+            await append(drivers(), content[start : start + 1000])
+        proxy.heal()
+    reader.close()
+    assert found == [content[:1000]]
+    assert await drivers().get_content(DATA, limit=3000) == content
+
+
+async def test_an_upload_that_others_repack_all_the_time(drivers: Drivers, proxy: S3Proxy, payload: Payload) -> None:
+    """Whoever reads it gives up in the end, and says why."""
+    content = payload(2000)
+    await append(drivers(), content[:1000])
+    assert await drivers().get_content(DATA, limit=1000) == content[:1000]
+    reader = await drivers(endpoint_url=proxy.url).open(DATA)
+    proxy.fail("refuse", "GetObject", times=100, code="PreconditionFailed", status=412)
+    with pytest.raises(ContentChanged):
+        await reader.read(0, 1000)
+    assert 1 < proxy.counts["GetObject"] < 10
+    reader.close()
+
+
 @pytest.mark.parametrize(
     ("flushed", "more", "in_flight"),
     [(1000, 10, 4), (PART, 10, 4), (PART + 1000, 3 * PART, 4), (2 * PART + 7, 3 * PART, 1)],
