@@ -292,8 +292,7 @@ class LayerUpload:
             self._drop_pending()
             await self._close_writer()
             self._close_reader()
-            await self._store.remove(self.name, self.uuid)
-            self._closed = True
+            await self._remove()
 
     async def close(self) -> None:
         """Flushes and lets go; the upload can be resumed. May be called again, and after `finish` and `cancel`.
@@ -445,6 +444,35 @@ class LayerUpload:
             await self._driver.stat(self._directory.started_at)
         except PathNotFound as error:
             raise LayerUploadUnknown(self.name, self.uuid) from error
+
+    async def _remove(self) -> None:
+        """Deletes the upload, and is done when it is none any more, though there may be something left of it.
+
+        Where storage fails in the middle, or its last answer is lost, nobody could be told to try again: there would be
+        nothing to try it with. What is left then nobody sees, and `purge_uploads` removes it.
+        """
+        try:
+            await self._store.remove(self.name, self.uuid)
+        except DriverError:
+            if await self._may_be_there():
+                raise
+            await self._remove_rest()
+        self._closed = True
+
+    async def _remove_rest(self) -> None:
+        try:
+            await self._store.remove(self.name, self.uuid)
+        except DriverError as error:
+            _log.info("upload %s is gone, but there may be something left of it: %s", self.uuid, error)
+
+    async def _may_be_there(self) -> bool:
+        try:
+            await self._check_exists()
+        except LayerUploadUnknown:
+            return False
+        except DriverError:
+            return True
+        return True
 
     async def _take_over(self, writer: FileWriter) -> None:
         """Goes on with a file that somebody else has written, or may have."""
@@ -609,8 +637,7 @@ class LayerUpload:
             await self._store.blobs.stat(canonical)
         except (PathNotFound, LinkInvalid, BlobUnknown) as error:
             raise LayerUploadUnknown(self.name, self.uuid) from error
-        await self._store.remove(self.name, self.uuid)
-        self._closed = True
+        await self._remove()
         return canonical
 
     async def _verify_stored(self, stored: FileReader, canonical: Digest, digest: LayerName, size: int | None) -> None:
@@ -689,8 +716,7 @@ class LayerUpload:
             await publish()
             await make_repository(self._driver, self.name)
             await link_layer(self._driver, self.name, canonical, digest)
-            await self._store.remove(self.name, self.uuid)
-            self._closed = True
+            await self._remove()
         if scope.cancelled_caught:
             raise BackendFailure(
                 self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"

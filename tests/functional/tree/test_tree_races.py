@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import trio
@@ -28,6 +30,7 @@ from layerfs.view.tree import ROOT_INO, Tree, TreeOptions
 
 CONTENT = b"the content of a layer " * 5000
 DIGEST = digest_of(CONTENT)
+SHA512 = f"sha512:{hashlib.sha512(CONTENT).hexdigest()}"
 WRONG = digest_of(b"something else")
 
 #: More calls of the storage than any operation here makes.
@@ -103,8 +106,8 @@ async def assert_consistent(shown: InProcess) -> None:
         await shown.append(shown.upload(name), b"")
     for digest in await shown.list(shown.layers):
         content = await shown.read(shown.layer(digest))
-        assert digest_of(content) == digest
-        assert await shown.get(blob(digest)) == content
+        assert digest == f"sha512:{hashlib.sha512(content).hexdigest()}" or digest == digest_of(content)
+        assert await shown.get(blob(digest_of(content))) == content
     fresh = InProcess(Tree(shown.tree.registry, TreeOptions(), shown.tree._state._nursery), shown._driver, "a")
     assert await fresh.list(fresh.uploads) == uploads
     assert await fresh.list(fresh.layers) == await shown.list(shown.layers)
@@ -171,6 +174,43 @@ async def test_an_operation_that_is_given_up(
         if await shown.exists(shown.layer(DIGEST)):
             await driver.delete(f"/docker/registry/v2/repositories/a/_layers/sha256/{DIGEST[7:]}/link")
             shown.tree._state.layer_listings.forget("a")
+    else:
+        pytest.fail("an operation without an end")
+
+
+ENDS: dict[str, Callable[[InProcess], Work]] = {
+    "finish": OPERATIONS["finish"],
+    "finish by sha512": lambda shown: lambda: shown.rename(shown.upload("x"), shown.layer(SHA512)),
+    "cancel": OPERATIONS["cancel"],
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_end_that_fails_can_be_tried_again(
+    shown: InProcess, driver: FaultyDriver, end: str, when: Literal["before", "after"]
+) -> None:
+    """Whatever call fails, and whether or not it took effect: who is told so finds the upload to do it again with.
+
+    Who is told that it succeeded has a layer, or no upload any more.
+    """
+    for call in range(1, CALLS):
+        await shown.write(shown.upload("x"), CONTENT)
+        driver.arm(Fault(call, when, "fail"))
+        failed = await outcome(ENDS[end](shown))
+        struck = driver.has_struck
+        driver.arm(None)
+        await trio.testing.wait_all_tasks_blocked()
+        if failed:
+            assert await outcome(ENDS[end](shown)) == 0, f"after call {call} has failed"
+        assert await shown.list(shown.uploads) == []
+        assert await shown.exists(shown.layer(DIGEST)) == (end != "cancel")
+        await assert_consistent(shown)
+        if not struck:
+            break
+        for digest in await shown.list(shown.layers):
+            await driver.delete(f"/docker/registry/v2/repositories/a/_layers/{digest.replace(':', '/')}/link")
+        shown.tree._state.layer_listings.forget("a")
     else:
         pytest.fail("an operation without an end")
 
