@@ -100,7 +100,7 @@ def parse_text(text: str) -> str:
 def parse_endpoint_url(text: str) -> str:
     """The address of a server, without credentials in it."""
     parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or len(text.split()) != 1:
         raise ValueError("expected http://HOST[:PORT] or https://HOST[:PORT]")
     if "@" in parts.netloc:
         raise ValueError("no credentials belong in it")

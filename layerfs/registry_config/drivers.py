@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.s3_options import LARGEST_COPY, LARGEST_PART, SMALLEST_PART, S3Options
+from layerfs.driver.url_options import parse_endpoint_url
 from layerfs.registry_config.fields import Fields
 
 if TYPE_CHECKING:
@@ -127,11 +128,7 @@ def _s3_endpoint(parameters: Fields) -> tuple[str | None, list[str]]:
     """The endpoint if it is not AWS's own, and what does not go as the configuration says."""
     warnings = []
     is_secure = parameters.boolean("secure")
-    endpoint = parameters.text("regionendpoint")
-    if endpoint is not None and "://" not in endpoint:
-        endpoint = f"{'http' if is_secure is False else 'https'}://{endpoint}"
-    if endpoint is not None and "@" in endpoint:
-        parameters.refuse("regionendpoint", "no credentials belong into it; there are accesskey and secretkey")
+    endpoint = _endpoint(parameters, "regionendpoint", "accesskey and secretkey", is_secure=is_secure is not False)
     if endpoint is None and is_secure is False:
         warnings.append(f"{parameters.path}.secure is false: AWS is talked to by TLS nevertheless")
     if parameters.boolean("v4auth") is False:
@@ -171,7 +168,7 @@ def _azure(parameters: Fields) -> ConfiguredStorage:
     prefix = (parameters.text("rootdirectory") or "").strip("/")
     options: dict[str, Any] = {
         "account": parameters.needed_text("accountname"),
-        "endpoint_url": parameters.text("serviceurl"),
+        "endpoint_url": _endpoint(parameters, "serviceurl", "accountkey and credentials"),
         "realm": parameters.text("realm"),
         "verify_tls": not parameters.boolean("skipverify"),
         "connection_string": parameters.text("connectionstring"),
@@ -214,6 +211,21 @@ def _gcs(parameters: Fields) -> ConfiguredStorage:
         options["credentials"] = {key: credentials.text(key) for key in credentials.keys}
     given = {name: value for name, value in options.items() if value is not None}
     return ConfiguredStorage(f"gs://{bucket}/{prefix}".rstrip("/"), GcsOptions(bucket, prefix, **given))
+
+
+def _endpoint(parameters: Fields, key: str, secrets: str, *, is_secure: bool = True) -> str | None:
+    """The address of a server, which may have no protocol; `secrets` are the keys where its credentials belong."""
+    endpoint = parameters.text(key)
+    if endpoint is None:
+        return None
+    if "://" not in endpoint:
+        endpoint = f"{'https' if is_secure else 'http'}://{endpoint}"
+    if "@" in endpoint:
+        parameters.refuse(key, f"no credentials belong into it; there are {secrets}")
+    try:
+        return parse_endpoint_url(endpoint)
+    except ValueError as error:
+        parameters.refuse(key, str(error))
 
 
 def _readable_file(parameters: Fields, key: str) -> str | None:

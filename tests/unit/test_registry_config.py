@@ -157,6 +157,8 @@ def test_what_nobody_knows_is_only_warned_of(load: Load) -> None:
         ("storage: {s3: {bucket: b, region: r, objectacl: all}}", "s3.objectacl: expected one of private,"),
         ("storage: {s3: {bucket: b, region: r, storageclass: x}}", "s3.storageclass: expected one of NONE,"),
         ("storage: {s3: {bucket: b, regionendpoint: 'http://u:open-sesame@h'}}", "no credentials belong into it"),
+        ("storage: {s3: {bucket: b, regionendpoint: //h}}", "s3.regionendpoint: expected http://HOST[:PORT] or"),
+        ("storage: {azure: {container: b, accountname: a, serviceurl: a b}}", "serviceurl: expected http://HOST"),
         ("storage: {s3: {bucket: b, region: r, secretkey: {open-sesame: 1}}}", "secretkey: expected text, not keys"),
         ("storage: {s3: {bucket: b, region: r, secretkey: [open-sesame]}}", "secretkey: expected text, not a list"),
         ("storage: {s3: {bucket: b, region: r, secretkey: 1e5}}", "secretkey: expected text, not a number: put it in"),
