@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import tempfile
 import threading
@@ -256,6 +257,7 @@ OTHER = b"y" * 123_457
 TRUE = bytes(range(256)) * 482 + b"z" * 65  # 123,457 bytes as well
 
 
+@functools.cache
 def planted_states() -> dict[str, dict[str, bytes]]:
     """What may stand in `hashstates/sha256` of an upload of TRUE, by what is odd about it."""
     right, other = hash_state(TRUE), hash_state(OTHER)
