@@ -17,7 +17,7 @@ from typing import IO, Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError
+from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobProperties, BlobSasPermissions, BlobType, generate_blob_sas
 from azure.storage.blob.aio import BlobServiceClient, ContainerClient, ExponentialRetry
 
@@ -27,7 +27,7 @@ from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Objects, Page, StoredObject
-from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries
+from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, seconds_asked_for
 from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
@@ -51,6 +51,9 @@ BLOCK_MEMORY: Final = 256 * MEBIBYTE
 
 #: Of a request: more than there is ever time for.
 _MOST_TRIES: Final = 1000
+
+#: A status that Azure's own servers do not use, but what stands before them may.
+_TOO_MANY_REQUESTS: Final = 429
 
 #: A copy within an account is done when it is answered, as a rule. Else it is looked at after so many seconds, twice as
 #: many each time, and given up after this time.
@@ -470,7 +473,7 @@ class Container(Objects):
             trusting(options.ca_file, setting="ca_file", source=f"az://{options.container}")
         settings: dict[str, Any] = {
             "retry_policy": _Retries(),
-            "raw_response_hook": lambda _: self._patience.answered(),
+            "raw_response_hook": self._look_at,
             "connection_timeout": CONNECT_TIMEOUT,
             "read_timeout": options.read_timeout,
             "connection_verify": (options.ca_file or True) if options.verify_tls else False,
@@ -501,6 +504,13 @@ class Container(Objects):
                 "AZURE_STORAGE_KEY",
             )
         return BlobServiceClient(endpoint, credential=credential, **settings)
+
+    def _look_at(self, answer: Any) -> None:
+        """Of every answer, before the SDK's rule for trying again is asked about it."""
+        self._patience.answered()
+        if answer.http_response.status_code == _TOO_MANY_REQUESTS:
+            # To that rule this is an answer like others; that there is an error it is always asked about.
+            raise HttpResponseError(response=answer.http_response)
 
     async def _credential(self, account: str) -> Any:
         options, environment = self.options, os.environ
@@ -540,7 +550,10 @@ class _Retries(ExponentialRetry):
         self, settings: dict[str, Any], request: Any, response: Any = None, error: AzureError | None = None
     ) -> bool:
         """Whether there is to be another try."""
-        settings["pause"] = current_tries().pause(failing(response.status_code if error is None else error))
+        answer = response if error is None else getattr(error, "response", None)
+        failed = failing(response.status_code if error is None else error)
+        at_least = seconds_asked_for(answer.headers) if answer is not None else 0.0
+        settings["pause"] = current_tries().pause(failed, at_least=at_least)
         return settings["pause"] is not None and super().increment(settings, request, response, error)
 
     def get_backoff_time(self, settings: dict[str, Any]) -> float:

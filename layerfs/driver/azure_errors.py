@@ -63,7 +63,6 @@ _NETWORK: Final = Network(
         exceptions.ServiceRequestTimeoutError,
         exceptions.ServiceResponseTimeoutError,
     ),
-    untrusted=(aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError),
     errors=(exceptions.AzureError, aiohttp.ClientError, OSError),
     trust_variable="SSL_CERT_FILE",
 )
@@ -82,11 +81,13 @@ def azure_error(error: BaseException, path: str, *, store: str) -> DriverError:
 
 def failing(failure: BaseException | int) -> Failing:
     """For how long a try fails that had no answer, or one with a status with which the SDK would try again."""
+    if isinstance(failure, exceptions.ClientAuthenticationError):
+        return Failing.FOR_GOOD
+    if isinstance(failure, exceptions.HttpResponseError) and failure.status_code:
+        failure = failure.status_code
     if isinstance(failure, int):
         by_status = failing_by_status(failure)
         return Failing.PERHAPS if by_status is Failing.FOR_GOOD else by_status
-    if isinstance(failure, exceptions.ClientAuthenticationError):
-        return Failing.FOR_GOOD
     return _NETWORK.failing(failure)
 
 

@@ -38,7 +38,7 @@ from layerfs.driver.buffers import BufferPool
 from layerfs.driver.gcs_errors import ResponseError, failing, gcs_error
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
-from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, Tries
+from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, Tries, seconds_asked_for
 from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
@@ -395,7 +395,9 @@ class GcsBucket(Objects):
                     self._tokens.forget()
                     has_new_token = True
                     continue
-                pause = tries.pause(failing(error))
+                pause = tries.pause(
+                    failing(error), at_least=error.asks_for if isinstance(error, ResponseError) else 0.0
+                )
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
@@ -443,7 +445,8 @@ class GcsBucket(Objects):
         ) as answer:
             self._patience.answered()
             if answer.status >= 300:
-                raise ResponseError(answer.status, await answer.content.read(64 << 10))
+                body_of_error = await answer.content.read(64 << 10)
+                raise ResponseError(answer.status, body_of_error, asks_for=seconds_asked_for(answer.headers))
             if url != _BATCH:
                 self._seen_at = time.monotonic()
             yield answer

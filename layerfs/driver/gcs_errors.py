@@ -37,18 +37,18 @@ _TOO_MANY: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 
 _NETWORK: Final = Network(
     timeouts=(TimeoutError, asyncio.TimeoutError),
-    untrusted=(aiohttp.ClientSSLError,),
     errors=(aiohttp.ClientError, OSError),
     trust_variable="SSL_CERT_FILE",
 )
 
 
 class ResponseError(Exception):
-    """An answer that is an error."""
+    """An answer that is an error, and the seconds that it asks to wait."""
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, *, asks_for: float = 0.0) -> None:
         super().__init__(f"{status}")
         self.status = status
+        self.asks_for = asks_for
         self.reason = _reason(body)
 
 

@@ -15,8 +15,9 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextvars import ContextVar
+from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from typing import Final
 
@@ -74,6 +75,17 @@ def failing_by_status(status: int) -> Failing:
     return Failing.PERHAPS if status in _ACCIDENTS else Failing.FOR_GOOD
 
 
+def seconds_asked_for(headers: Mapping[str, str]) -> float:
+    """How long to wait, as an answer says by its `Retry-After`, a number of seconds or a date; 0 if it does not."""
+    said = headers.get("retry-after", "")
+    if said.isascii() and said.isdecimal():
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
 class Patience:
     """With one store. It is told of every answer."""
 
@@ -115,8 +127,11 @@ class Tries:
         self._counted = 0
         self._first_failed_at = 0.0
 
-    def pause(self, failing: Failing) -> float | None:
-        """Seconds until the next try, after one has failed; None if there is to be none."""
+    def pause(self, failing: Failing, *, at_least: float = 0.0) -> float | None:
+        """Seconds until the next try, after one has failed; None if there is to be none.
+
+        `at_least` are those that the store has asked for (`seconds_asked_for`). The last try is not put off by them.
+        """
         now = time.monotonic()
         self._first_failed_at = self._first_failed_at or now
         self._failed += 1
@@ -130,7 +145,10 @@ class Tries:
         if now >= last_at or self._counted == _FEW:
             return None
         longest = min(_FIRST_PAUSE * 2 ** (self._failed - 1), _LONGEST_PAUSE)
-        return min(random.uniform(longest / 4, longest), last_at - now)  # noqa: S311 - a pause
+        pause = random.uniform(longest / 4, longest)  # noqa: S311 - a pause
+        if at_least:
+            pause = max(pause, at_least + random.uniform(0, _FIRST_PAUSE))  # noqa: S311 - a pause
+        return min(pause, last_at - now)
 
 
 _current: Final[ContextVar[Tries]] = ContextVar("tries")

@@ -28,7 +28,7 @@ from layerfs.driver.at_once import ByteBudget, each, gather
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
-from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries
+from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, seconds_asked_for
 from layerfs.driver.s3_errors import (
     UploadGone,
     error_code,
@@ -626,10 +626,14 @@ class Bucket:
         **_: Any,
     ) -> float | None:
         """Seconds after which the SDK is to make a request again that it has just made; None if it is not to."""
+        answer = response[1] if response is not None else {}
         if response is not None:
             self._patience.answered()
-        failed = failing(response[1] if response is not None else None, caught_exception)
-        return None if failed is None else current_tries().pause(failed)
+        failed = failing(answer, caught_exception)
+        if failed is None:
+            return None
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return current_tries().pause(failed, at_least=seconds_asked_for(headers))
 
     def _check_trust(self) -> None:
         """Raises `UnknownSource` if the certificates by which the store is to be trusted cannot be read."""

@@ -83,7 +83,6 @@ _FAILING: Final[dict[str, Failing]] = {
 
 _NETWORK: Final = Network(
     timeouts=(TimeoutError, asyncio.TimeoutError, exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError),
-    untrusted=(exceptions.SSLError,),
     errors=(exceptions.ConnectionError, exceptions.HTTPClientError, aiohttp.ClientError, OSError),
     trust_variable="AWS_CA_BUNDLE",
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -50,6 +51,9 @@ UNKNOWN: Final[Meaning] = (BackendFailure, "")
 
 _NO_FILES_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
+#: Of TLS all else can be a proxy before a store that is away, which has an answer of its own.
+_UNTRUSTED: Final = (ssl.SSLCertVerificationError,)
+
 #: Numbers of getaddrinfo(3), which are negative, and so never those of an errno.
 _NO_SUCH_NAME: Final = frozenset({socket.EAI_NONAME, socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_NODATA})
 
@@ -68,7 +72,6 @@ class Network:
     """What a library raises where there was no answer."""
 
     timeouts: tuple[type[BaseException], ...]
-    untrusted: tuple[type[BaseException], ...]
     #: All that has to do with the network, those included.
     errors: tuple[type[BaseException], ...]
     #: The variable that names the certificates which are trusted.
@@ -82,18 +85,17 @@ class Network:
             return TooManyOpenFiles(path, f"no connection to {store} can be made")
         if _has(causes, self.timeouts):
             return BackendFailure(path, f"{store} does not answer in time")
-        if _has(causes, self.untrusted):
+        if _has(causes, _UNTRUSTED):
             advice = f"say ca_file=…, or set {self.trust_variable}"
             return BackendFailure(path, f"no trusted TLS connection to {store} ({advice})")
         if _has(causes, self.errors):
-            reason = _reason(numbers[-1]) if numbers else type(causes[-1]).__name__
-            return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({reason})")
+            return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({_reason(causes)})")
         return BackendFailure(path, f"{store}: {type(error).__name__}")
 
     def failing(self, error: BaseException) -> Failing:
         """For how long, as far as `error` tells."""
         causes = list(_causes(error))
-        if _has(causes, self.untrusted) or not _has(causes, self.timeouts + self.errors):
+        if _has(causes, _UNTRUSTED) or not _has(causes, self.timeouts + self.errors):
             return Failing.FOR_GOOD
         return Failing.PERHAPS if _NO_FILES_LEFT.intersection(_numbers(causes)) else Failing.FOR_NOW
 
@@ -117,8 +119,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__ or seen.__context__
 
 
-def _reason(number: int) -> str:
-    """What the number of an `OSError` of a connection means: the name of an errno, or that of a host is not known."""
-    if number in _NO_SUCH_NAME:
+def _reason(causes: list[BaseException]) -> str:
+    """What happened to a connection, in a word: the name of an errno, as a rule."""
+    innermost = causes[-1]
+    if isinstance(innermost, ssl.SSLError):
+        # Its number is none of an errno.
+        return f"TLS: {innermost.reason or type(innermost).__name__}"
+    numbers = _numbers(causes)
+    if not numbers:
+        return type(innermost).__name__
+    if numbers[-1] in _NO_SUCH_NAME:
         return "its host name cannot be resolved"
-    return errno.errorcode.get(number, str(number))
+    return errno.errorcode.get(numbers[-1], str(numbers[-1]))

@@ -61,6 +61,8 @@ class Fault:
     after: int = 0
     status: int = 503
     code: str = ""
+    #: What a refusal has in `Retry-After`, if anything.
+    retry_after: str = ""
     released: threading.Event = field(default_factory=threading.Event)
     #: Set when what was late is done.
     served: threading.Event = field(default_factory=threading.Event)
@@ -201,7 +203,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if fault is None:
             self._answer(seen, *relay.serve(call))
         elif fault.kind == "refuse":
-            self._answer(seen, *relay.error(fault))
+            status, said, content = relay.error(fault)
+            self._answer(
+                seen, status, said | ({"retry-after": fault.retry_after} if fault.retry_after else {}), content
+            )
         elif fault.kind == "flip":
             middle = len(call.body) // 2
             call.body = call.body[:middle] + bytes([call.body[middle] ^ 1]) + call.body[middle + 1 :]

@@ -51,6 +51,8 @@ class Fault:
     after: int = 0
     code: str = "SlowDown"
     status: int = 503
+    #: What a refusal has in `Retry-After`, if anything.
+    retry_after: str = ""
     #: Only of keys that end so.
     suffix: str = ""
     #: What stands in the place of what in an answer.
@@ -211,7 +213,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _refuse(self, fault: Fault, seen: Seen, _body: bytes) -> None:
         """An error instead of an answer; the server has seen nothing."""
         content = _ERROR.format(fault.code).encode()
-        self._answer(seen, fault.status, {"content-type": "application/xml"}, content)
+        headers = {"content-type": "application/xml"} | (
+            {"retry-after": fault.retry_after} if fault.retry_after else {}
+        )
+        self._answer(seen, fault.status, headers, content)
 
     def _refuse_after(self, fault: Fault, seen: Seen, body: bytes) -> None:
         """The server has done it, and the answer is an error."""

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import ssl
 import time
+from email.utils import formatdate
 
 import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 from azure.core.exceptions import ClientAuthenticationError, ServiceRequestError
 from botocore import exceptions as botocore
 from google.auth.exceptions import RefreshError
 
 from layerfs.driver import azure_errors, gcs_errors, s3_errors
-from layerfs.driver.patience import Failing, Patience, Tries
+from layerfs.driver.patience import Failing, Patience, Tries, seconds_asked_for
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
-NOT_TRUSTED = aiohttp.ClientConnectorCertificateError(None, Exception())  # type: ignore[arg-type]
 URL = "https://store.example"
+KEY = ConnectionKey("store.example", 443, True, True, None, None, None)
+NOT_TRUSTED = aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError())
+
+
+def without_tls() -> aiohttp.ClientError:
+    """What aiohttp makes of a server that speaks plain HTTP where TLS was expected."""
+    server = ssl.MemoryBIO()
+    server.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+    try:
+        ssl.create_default_context().wrap_bio(server, ssl.MemoryBIO(), server_hostname="store.example").do_handshake()
+    except ssl.SSLError as error:
+        wrapped = aiohttp.ClientConnectorSSLError(KEY, error)
+        wrapped.__cause__ = error
+        return wrapped
+    raise AssertionError
+
+
+NO_TLS = without_tls()
 
 
 def s3_answer(status: int, code: str) -> dict[str, object]:
@@ -79,9 +99,24 @@ def test_nobody_listens() -> None:
 
 def test_who_is_not_trusted_will_not_be() -> None:
     """However the libraries wrap it."""
-    assert s3_errors.failing(None, botocore.SSLError(endpoint_url=URL, error="expired")) is Failing.FOR_GOOD
+    assert s3_errors.failing(None, botocore.SSLError(endpoint_url=URL, error=NOT_TRUSTED)) is Failing.FOR_GOOD
     assert azure_errors.failing(ServiceRequestError("", error=NOT_TRUSTED)) is Failing.FOR_GOOD
     assert gcs_errors.failing(NOT_TRUSTED) is Failing.FOR_GOOD
+
+
+def test_no_tls_is_nobody_there() -> None:
+    """A proxy says in its own way that what is behind it is away. However the libraries wrap it; and it is told so."""
+    assert s3_errors.failing(None, botocore.SSLError(endpoint_url=URL, error=NO_TLS)) is Failing.FOR_NOW
+    assert azure_errors.failing(ServiceRequestError("", error=NO_TLS)) is Failing.FOR_NOW
+    assert gcs_errors.failing(NO_TLS) is Failing.FOR_NOW
+    told = [
+        s3_errors.s3_error(botocore.SSLError(endpoint_url=URL, error=NO_TLS), "/a", store=URL),
+        azure_errors.azure_error(ServiceRequestError("", error=NO_TLS), "/a", store=URL),
+        gcs_errors.gcs_error(NO_TLS, "/a", store=URL),
+    ]
+    assert {str(error).partition(": ")[2] for error in told} == {
+        f"'/a': {URL} cannot be reached, or broke the connection (TLS: WRONG_VERSION_NUMBER)"
+    }
 
 
 def test_no_credentials() -> None:
@@ -130,6 +165,29 @@ def test_pauses_grow_and_differ() -> None:
     for each, longest in zip(zip(*found, strict=True), [1, 2, 4, 4, 4], strict=True):
         assert all(longest / 4 <= pause <= longest for pause in each if pause is not None)
         assert len(set(each)) == 50
+
+
+@pytest.mark.parametrize("said", ["120", formatdate(time.time() + 120, usegmt=True)])
+def test_how_long_a_store_asks_to_wait(said: str) -> None:
+    """In both forms that HTTP has."""
+    assert 60 < seconds_asked_for({"retry-after": said}) <= 120
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-5", "1.5", "١٢", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_what_asks_for_nothing(said: str) -> None:
+    """Neither nonsense nor what is past already."""
+    assert seconds_asked_for({"retry-after": said}) == 0
+    assert seconds_asked_for({}) == 0
+
+
+def test_a_store_gets_the_time_it_asks_for() -> None:
+    """At least, and not all come back at once then; but the last try is made while there is time for it."""
+    found = [Tries(known(15), 45).pause(Failing.FOR_NOW, at_least=5) for _ in range(50)]
+    assert all(5 <= pause <= 6 for pause in found if pause is not None)
+    assert len(set(found)) == 50
+    asked_for_too_much = Tries(known(15), 45).pause(Failing.FOR_NOW, at_least=3600)
+    assert asked_for_too_much is not None
+    assert 37 < asked_for_too_much <= 37.5
 
 
 @pytest.mark.parametrize("seconds", [0.3, 100])

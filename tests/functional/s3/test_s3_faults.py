@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable
 
 import pytest
@@ -289,6 +290,15 @@ async def test_what_a_refusal_means(
     assert (proxy.counts["PutObject"] > 1) == ("tried" in words)
     assert f"bucket 'registry' at {proxy.url}" in str(caught.value)
     assert caught.value.path == "/a/link"
+
+
+async def test_a_store_that_says_how_long_it_is_busy(proxied: S3Driver, proxy: S3Proxy) -> None:
+    """It is not asked before, though it would be within a second otherwise."""
+    await proxied.put_content("/a", b"content")
+    proxy.fail("refuse", "GetObject", retry_after="2")
+    started = time.monotonic()
+    assert await proxied.get_content("/a", limit=10) == b"content"
+    assert 2 <= time.monotonic() - started < 10
 
 
 async def test_credentials_that_expire(proxied: S3Driver, proxy: S3Proxy) -> None:
