@@ -64,7 +64,7 @@ _NETWORK: Final = Network(
         exceptions.ServiceResponseTimeoutError,
     ),
     errors=(exceptions.AzureError, aiohttp.ClientError, OSError),
-    trust_variable="SSL_CERT_FILE",
+    trust_advice="say ca_file=…, or set SSL_CERT_FILE",
 )
 
 

@@ -15,6 +15,7 @@ through one.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import threading
@@ -46,6 +47,7 @@ from layerfs.driver.interface import (
     is_component,
 )
 from layerfs.driver.ranges import check_length, clamp
+from layerfs.driver.store_errors import BY_STATUS, UNKNOWN, Network, answered
 from layerfs.driver.threads import Changes, in_thread
 from layerfs.errors import (
     BackendFailure,
@@ -77,6 +79,12 @@ _APPENDABLE: Final = frozenset({"file", "local", "memory"})
 
 #: Where the libraries put the time of the last change.
 _TIMES: Final = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+#: For fsspec's HTTP, of whose own library nothing need be known here: its errors of connections are the system's too.
+_HTTP: Final = frozenset({"http", "https"})
+_NETWORK: Final = Network(
+    timeouts=(TimeoutError, asyncio.TimeoutError), errors=(OSError,), trust_advice="set SSL_CERT_FILE"
+)
 
 _Info = dict[str, Any]
 _Result = TypeVar("_Result")
@@ -228,6 +236,9 @@ class _Store:
         self._root = root.rstrip("/")
         self.has_directories = urlsplit(url).scheme not in _OBJECT_STORES
         self._is_local = bool(getattr(fs, "local_file", False))
+        parts = urlsplit(url)
+        self._server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        self._is_http = parts.scheme in _HTTP
         self._is_webdav = urlsplit(url).scheme in {"dav", "webdav"}
 
     def key(self, path: str) -> str:
@@ -246,7 +257,12 @@ class _Store:
         return info
 
     def info(self, path: str) -> _Info:
-        info: _Info = self.fs.info(self.key(path))
+        try:
+            info: _Info = self.fs.info(self.key(path))
+        except FileNotFoundError as error:
+            if self._is_http and error.__cause__ is not None:
+                raise _http_error(error.__cause__, path, server=self._server) from error
+            raise
         return info
 
     def list(self, path: str) -> Entries:
@@ -371,6 +387,14 @@ class _Store:
             return
         if is_directory:
             raise NotRegularFile(path, "a directory")
+
+
+def _http_error(error: BaseException, path: str, *, server: str) -> DriverError:
+    """What has happened where fsspec's HTTP says that nothing is there, as it does of every error."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return answered(str(status), BY_STATUS.get(status, UNKNOWN), path, store=server)
+    return _NETWORK.error(error, path, store=server)
 
 
 def _check_not_root(path: str) -> None:

@@ -38,7 +38,7 @@ _TOO_MANY: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 _NETWORK: Final = Network(
     timeouts=(TimeoutError, asyncio.TimeoutError),
     errors=(aiohttp.ClientError, OSError),
-    trust_variable="SSL_CERT_FILE",
+    trust_advice="say ca_file=…, or set SSL_CERT_FILE",
 )
 
 

@@ -84,7 +84,7 @@ _FAILING: Final[dict[str, Failing]] = {
 _NETWORK: Final = Network(
     timeouts=(TimeoutError, asyncio.TimeoutError, exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError),
     errors=(exceptions.ConnectionError, exceptions.HTTPClientError, aiohttp.ClientError, OSError),
-    trust_variable="AWS_CA_BUNDLE",
+    trust_advice="say ca_file=…, or set AWS_CA_BUNDLE",
 )
 
 _NO_CREDENTIALS: Final = (

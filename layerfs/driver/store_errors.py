@@ -74,8 +74,8 @@ class Network:
     timeouts: tuple[type[BaseException], ...]
     #: All that has to do with the network, those included.
     errors: tuple[type[BaseException], ...]
-    #: The variable that names the certificates which are trusted.
-    trust_variable: str
+    #: How to have other certificates trusted.
+    trust_advice: str
 
     def error(self, error: BaseException, path: str, *, store: str) -> DriverError:
         """The error to raise in place of `error`, which a request for `path` met."""
@@ -86,8 +86,7 @@ class Network:
         if _has(causes, self.timeouts):
             return BackendFailure(path, f"{store} does not answer in time")
         if _has(causes, _UNTRUSTED):
-            advice = f"say ca_file=…, or set {self.trust_variable}"
-            return BackendFailure(path, f"no trusted TLS connection to {store} ({advice})")
+            return BackendFailure(path, f"no trusted TLS connection to {store} ({self.trust_advice})")
         if _has(causes, self.errors):
             return BackendFailure(path, f"{store} cannot be reached, or broke the connection ({_reason(causes)})")
         return BackendFailure(path, f"{store}: {type(error).__name__}")

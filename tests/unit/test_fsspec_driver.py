@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import socket
 import threading
@@ -88,6 +89,39 @@ async def test_a_host_that_nobody_knows(faulty: FsspecDriver, monkeypatch: pytes
     monkeypatch.setattr(Faulty, "failure", socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
     with pytest.raises(BackendFailure, match="host name cannot be resolved"):
         await faulty.stat("/a")
+
+
+async def test_a_host_that_refuses() -> None:
+    """fsspec's HTTP says of it that nothing is there; it is named, without the user who asks, and the reason told."""
+    with pytest.raises(BackendFailure, match=r"http://127\.0\.0\.1:9 cannot be reached.*ECONNREFUSED"):
+        await FsspecDriver("http://user@127.0.0.1:9/storage").stat("/a")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "words"),
+    [
+        (404, PathNotFound, "'/a'"),
+        (403, AccessDenied, "answered 403"),
+        (503, BackendFailure, "answered 503: it is overloaded"),
+    ],
+)
+async def test_a_host_that_answers_with_an_error(status: int, expected: type[Exception], words: str) -> None:
+    """Only one of them says that nothing is there."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Not to standard error."""
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        with pytest.raises(expected, match=words):
+            await FsspecDriver(f"http://127.0.0.1:{server.server_address[1]}/storage").stat("/a")
+        server.shutdown()
 
 
 def test_an_option_that_its_url_has_no_place_for() -> None:
