@@ -34,6 +34,10 @@ BUCKET: Final = "registry"
 #: Seconds for each of the daemons to come up.
 START_LIMIT: Final = 60
 
+# What the SDK knows of AWS's services is 2 MB of JSON, which every session would read for itself: half of the time that
+# it takes to make a driver and to ask it something.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+
 #: No authentication among the daemons, one copy of everything, and no waiting for others that could vote: made for one
 #: machine. The gateway clears deleted objects away at once, or their memory would only grow.
 _CEPH_CONF: Final = """\
