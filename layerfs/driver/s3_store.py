@@ -35,7 +35,8 @@ from layerfs.driver.object_paths import (
     names_below,
 )
 from layerfs.driver.objects import StoredObject
-from layerfs.driver.s3_bucket import Bucket, OpenUpload
+from layerfs.driver.s3_answers import OpenUpload
+from layerfs.driver.s3_bucket import Bucket
 from layerfs.driver.s3_options import S3Options
 from layerfs.driver.s3_upload import S3Upload, S3Version, StoredUpload, complete, find_upload, known_upload
 from layerfs.errors import (

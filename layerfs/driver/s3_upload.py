@@ -30,7 +30,8 @@ from typing import Final
 from layerfs.driver.at_once import gather
 from layerfs.driver.buffers import Gathering
 from layerfs.driver.objects import StoredObject
-from layerfs.driver.s3_bucket import Bucket, OpenUpload, Part
+from layerfs.driver.s3_answers import OpenUpload, Part
+from layerfs.driver.s3_bucket import Bucket
 from layerfs.driver.s3_errors import UploadGone
 from layerfs.driver.s3_options import MOST_PARTS, SMALLEST_PART
 from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNotFound

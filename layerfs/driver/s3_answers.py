@@ -1,0 +1,68 @@
+"""What S3 answers, as values: objects, parts, open uploads. From what the SDK makes of an answer, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from layerfs.driver.objects import StoredObject
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an open multipart upload, as the store has it."""
+
+    number: int
+    size: int
+    etag: str
+    modified_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUpload:
+    """An open multipart upload, by its key. `began_at` is in nanoseconds since 1970, 0 if the store does not say."""
+
+    key: str
+    upload_id: str
+    began_at: int = 0
+
+
+def etag_of(answer: Mapping[str, Any]) -> str:
+    """An ETag without its quotes, which not every store sends every time; empty if there is none."""
+    return str(answer.get("ETag") or "").strip('"')
+
+
+def stored_object(answer: Mapping[str, Any]) -> StoredObject:
+    return StoredObject(answer["ContentLength"], etag_of(answer), _nanoseconds(answer["LastModified"]))
+
+
+def copied_object(result: Mapping[str, Any], size: int) -> StoredObject | None:
+    """What the answer to a copy says of it; None if it does not say all."""
+    if "LastModified" not in result or not etag_of(result):
+        return None
+    return StoredObject(size, etag_of(result), _whole_seconds(result["LastModified"]))
+
+
+def listed_object(found: Mapping[str, Any]) -> StoredObject:
+    return StoredObject(found["Size"], etag_of(found), _whole_seconds(found["LastModified"]))
+
+
+def open_upload(found: Mapping[str, Any]) -> OpenUpload:
+    began_at = _nanoseconds(found["Initiated"]) if "Initiated" in found else 0
+    return OpenUpload(found["Key"], found["UploadId"], began_at)
+
+
+def listed_part(found: Mapping[str, Any]) -> Part:
+    modified_at = _nanoseconds(found["LastModified"]) if "LastModified" in found else 0
+    return Part(found["PartNumber"], found["Size"], etag_of(found), modified_at)
+
+
+def _whole_seconds(time: datetime) -> int:
+    """In nanoseconds. A HEAD tells no more of the time of an object, which must not have two."""
+    return _nanoseconds(time.replace(microsecond=0))
+
+
+def _nanoseconds(time: datetime) -> int:
+    return int(time.timestamp() * 1e9)
