@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import os
 import random
 import re
 import sys
@@ -32,6 +33,12 @@ from harness.stores import Store, open_store
 WATCHDOG = 100
 
 _numbers = itertools.count(1)
+
+
+def pytest_configure() -> None:
+    """Forgets what account and certificates this machine has for AWS: each driver would read them."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
