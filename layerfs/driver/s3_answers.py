@@ -38,11 +38,11 @@ def stored_object(answer: Mapping[str, Any]) -> StoredObject:
     return StoredObject(answer["ContentLength"], etag_of(answer), _nanoseconds(answer["LastModified"]))
 
 
-def copied_object(result: Mapping[str, Any], size: int) -> StoredObject | None:
-    """What the answer to a copy says of it; None if it does not say all."""
-    if "LastModified" not in result or not etag_of(result):
-        return None
-    return StoredObject(size, etag_of(result), _whole_seconds(result["LastModified"]))
+def copied_object(answer: Mapping[str, Any], size: int) -> StoredObject:
+    """A copy of `size` bytes; its ETag is empty, and its time 0, if that is not said."""
+    result = answer.get("CopyObjectResult", {})
+    copied_at = _whole_seconds(result["LastModified"]) if "LastModified" in result else 0
+    return StoredObject(size, etag_of(result), copied_at)
 
 
 def listed_object(found: Mapping[str, Any]) -> StoredObject:

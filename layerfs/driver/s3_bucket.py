@@ -11,13 +11,12 @@ import base64
 import contextlib
 import zlib
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import aiohttp
 from botocore import exceptions
 
-from layerfs.driver.at_once import ByteBudget, each, gather
+from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
@@ -33,14 +32,13 @@ from layerfs.driver.s3_answers import (
 )
 from layerfs.driver.s3_client import Client, Refused
 from layerfs.driver.s3_errors import UploadGone
-from layerfs.driver.s3_options import COPY_THRESHOLD_ON_AWS, LARGEST_COPY, MOST_PARTS, SMALLEST_PART, S3Options
+from layerfs.driver.s3_options import S3Options
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     AccessDenied,
     BackendFailure,
     ContentChanged,
     ContentTooLarge,
-    DriverError,
     PathNotFound,
     ShortRead,
     UnsupportedByDriver,
@@ -55,18 +53,11 @@ WRITE_REQUESTS: Final = 32
 #: Bytes that all uploads together have on their way.
 PART_MEMORY: Final = 256 * MEBIBYTE
 
-#: Parts of one object that are copied at a time, within the store.
-COPIES_AT_ONCE: Final = 8
-
 #: Bytes from which on a body is received in buffers that are used again; nearly all such bodies have just so many.
 _BUFFERED: Final = 8 * MEBIBYTE
 
 #: Keys that one request deletes.
 _DELETED_AT_ONCE: Final = 1000
-
-#: Bytes that one request copies into a part at the most. Stores that really copy take 2 s for this when they are idle,
-#: and what is done when a copy is given up is not done again.
-_COPIED_PART: Final = 256 * MEBIBYTE
 
 #: What a body ends with that did not come whole.
 _BROKEN_BODY: Final = (
@@ -77,15 +68,6 @@ _BROKEN_BODY: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Copying:
-    """A copy in parts that is not finished: of what, and what there is of it."""
-
-    upload_id: str
-    found: StoredObject
-    parts: dict[int, Part]
-
-
 class Bucket:
     """A bucket, and the prefix in it that is the root. Opened by the first request."""
 
@@ -93,10 +75,6 @@ class Bucket:
         self.options = options
         self._prefix = f"{options.root_prefix}/" if options.root_prefix else ""
         self._client = Client(options, connections=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS)
-        # Copies that were given up because they took too long, by their destinations: who tries again goes on.
-        self._copying: dict[str, _Copying] = {}
-        # Until a store has refused a condition that was right.
-        self._compares_originals = True
         #: What the parts that are on their way, of all uploads together, may take up.
         self.part_memory = ByteBudget(PART_MEMORY)
         #: And their memory.
@@ -107,12 +85,9 @@ class Bucket:
         self._writes = asyncio.Semaphore(WRITE_REQUESTS)
 
     @property
-    def copy_threshold(self) -> int:
-        """Bytes up to which one request copies an object."""
-        given = self.options.multipart_copy_threshold
-        if given is not None:
-            return given
-        return COPY_THRESHOLD_ON_AWS if self._client.is_aws else LARGEST_COPY
+    def is_on_aws(self) -> bool:
+        """Whether it is AWS that has the bucket; known since the first request, if only the SDK knows where it is."""
+        return self._client.is_aws
 
     def key(self, path: str) -> str:
         """The key of a path; with a slash at the end where the path is `/`, so that it can be listed."""
@@ -123,8 +98,6 @@ class Bucket:
         return "/" + key[len(self._prefix) :]
 
     async def close(self) -> None:
-        await each(self.abort_upload(path, copying.upload_id) for path, copying in self._copying.items())
-        self._copying.clear()
         await self._client.close()
 
     # --- objects -------------------------------------------------------------------------------------------------
@@ -206,27 +179,13 @@ class Bucket:
                 kind = AccessDenied if code == "AccessDenied" else BackendFailure
                 raise kind(self.path(failure.get("Key", "")), f"{self._client.description} did not delete it: {code}")
 
-    async def copy(self, source: str, destination: str, found: StoredObject) -> StoredObject | None:
-        """Copies an object within the store, whole or not at all. Raises `ContentChanged` if it is not `found` by now.
+    async def copy_object(self, source: str, destination: str, *, size: int, etag: str | None) -> StoredObject:
+        """Copies an object of `size` bytes, whole or not at all; returns the copy, as far as the store tells of it.
 
-        Returns the copy; None if the store has not told when it was made, as none does of what is copied in parts.
-
-        Not every store looks at the condition (Ceph 16 does not), so what it says of the copy is compared, or the
-        original is looked at again: an ETag that was gone does not come back.
+        Raises `ContentChanged` if the store looks at the `etag`, and it is another one.
         """
-        if found.size > self.copy_threshold:
-            await self._copy_in_parts(source, destination, found)
-            return None
         more = self.options.object_parameters
-        answer = await self._ask_for_copy("copy_object", source, destination, found, **more)
-        copied = etag_of(answer.get("CopyObjectResult", {}))
-        if copied != found.etag:
-            now = await self.head(source)
-            if now.etag == copied:
-                # What has been copied is what took the place of `found`.
-                await self.delete(destination)
-            _check_same(source, found, now)
-        return copied_object(answer.get("CopyObjectResult", {}), found.size)
+        return copied_object(await self._ask_for_copy("copy_object", source, destination, etag, **more), size)
 
     # --- listings ------------------------------------------------------------------------------------------------
 
@@ -318,34 +277,28 @@ class Bucket:
         )
         return Part(number, len(content), etag_of(answer))
 
-    async def copy_into_upload(
-        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int
-    ) -> list[Part]:
-        """Makes the first `size` bytes of an object the parts of an upload, without a byte coming here."""
-        parts = await self._copy_pieces(source, destination, upload_id, found, size, {})
-        if not self._compares_originals:
-            _check_same(source, found, await self.head(source))
-        return parts
+    async def copy_part(
+        self,
+        source: str,
+        destination: str,
+        upload_id: str,
+        number: int,
+        start: int,
+        length: int,
+        *,
+        is_whole: bool,
+        etag: str | None,
+    ) -> Part:
+        """Makes `length` bytes of an object, from `start` on, a part of an upload to `destination`.
 
-    async def _copy_pieces(
-        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int, made: dict[int, Part]
-    ) -> list[Part]:
-        """`made` has the parts that were made before, and gets those that are made now."""
-        pieces = _pieces(size, self._copied_part(size))
-        is_whole = size == found.size and len(pieces) == 1 and not self._client.peculiarities.forgets_etag_of_whole
-        slots = asyncio.Semaphore(COPIES_AT_ONCE)
-
-        async def one(number: int, start: int, length: int) -> None:
-            limits = {} if is_whole else {"CopySourceRange": f"bytes={start}-{start + length - 1}"}
-            async with slots:
-                answer = await self._ask_for_copy(
-                    "upload_part_copy", source, destination, found, UploadId=upload_id, PartNumber=number, **limits
-                )
-            made[number] = Part(number, length, etag_of(answer["CopyPartResult"]))
-
-        numbered = enumerate(pieces, 1)
-        await gather([one(number, start, length) for number, (start, length) in numbered if number not in made])
-        return [made[number] for number in sorted(made)]
+        `is_whole`: that is all of it. Raises `ContentChanged` as `copy_object` does.
+        """
+        names_range = not is_whole or self._client.peculiarities.forgets_etag_of_whole
+        limits = {"CopySourceRange": f"bytes={start}-{start + length - 1}"} if names_range else {}
+        answer = await self._ask_for_copy(
+            "upload_part_copy", source, destination, etag, UploadId=upload_id, PartNumber=number, **limits
+        )
+        return Part(number, length, etag_of(answer["CopyPartResult"]))
 
     async def complete_upload(self, path: str, upload_id: str, parts: Iterable[Part]) -> str:
         """Makes the parts an object and returns its ETag, or "" if the store does not tell it (Ceph 16).
@@ -382,61 +335,19 @@ class Bucket:
             if upload.key == self.key(path) and upload.upload_id != upload_id:
                 await self.abort_upload(path, upload.upload_id)
 
-    async def _copy_in_parts(self, source: str, destination: str, found: StoredObject) -> None:
-        copying = await self._begin_copying(destination, found)
-        try:
-            parts = await self._copy_pieces(source, destination, copying.upload_id, found, found.size, copying.parts)
-            _check_same(source, found, await self.head(source))
-            await self.complete_upload(destination, copying.upload_id, parts)
-        except asyncio.CancelledError:
-            self._copying[destination] = copying
-            raise
-        except BaseException:
-            with contextlib.suppress(DriverError):
-                await asyncio.shield(self.abort_upload(destination, copying.upload_id))
-            raise
-
-    async def _begin_copying(self, destination: str, found: StoredObject) -> _Copying:
-        """A copy that was given up, to go on with; else a new one."""
-        earlier = self._copying.pop(destination, None)
-        if earlier is not None:
-            if (earlier.found.size, earlier.found.etag) == (found.size, found.etag):
-                return earlier
-            await self.abort_upload(destination, earlier.upload_id)
-        return _Copying(await self.create_upload(destination), found, {})
-
-    async def _ask_for_copy(
-        self, operation: str, source: str, destination: str, found: StoredObject, **parameters: Any
-    ) -> Any:
-        """A copy on condition that the original is `found`; raises `ContentChanged` if it is another one.
-
-        Without a condition where the store compares it with something else, as Swift 2.30 does with the ETag of an
-        object that was uploaded in parts: then whoever asks must look at the original once more.
-        """
-        wanted = {"Key": self.key(destination), "CopySource": self._copy_source(source), **parameters}
-        if self._compares_originals:
-            try:
-                condition = {"CopySourceIfMatch": _quoted(found.etag)}
-                return await self._ask(self._writes, operation, destination, **condition, **wanted)
-            except UploadGone:
-                raise
-            except ContentChanged:
-                _check_same(source, found, await self.head(source))
-                self._compares_originals = False
-        return await self._ask(self._writes, operation, destination, **wanted)
-
-    def _copied_part(self, size: int) -> int:
-        """Bytes that one request copies into a part: as many as it copies whole, within limits."""
-        return max(min(_COPIED_PART, max(self.copy_threshold, SMALLEST_PART)), -(-size // MOST_PARTS))
-
     def _checksum(self, content: bytes | memoryview) -> dict[str, str]:
         """What has a store notice that content arrives as something else, if it looks neither at TLS nor signatures."""
         if not self._client.peculiarities.wants_checksums or not self._client.endpoint.startswith("http://"):
             return {}
         return {"ChecksumCRC32": base64.b64encode(zlib.crc32(content).to_bytes(4, "big")).decode()}
 
-    def _copy_source(self, path: str) -> dict[str, str]:
-        return {"Bucket": self.options.bucket, "Key": self.key(path)}
+    async def _ask_for_copy(
+        self, operation: str, source: str, destination: str, etag: str | None, **parameters: Any
+    ) -> Any:
+        original = {"Bucket": self.options.bucket, "Key": self.key(source)}
+        condition = {} if etag is None else {"CopySourceIfMatch": _quoted(etag)}
+        wanted = {"Key": self.key(destination), "CopySource": original, **condition, **parameters}
+        return await self._ask(self._writes, operation, destination, **wanted)
 
     # --- asking --------------------------------------------------------------------------------------------------
 
@@ -472,19 +383,6 @@ class Bucket:
             buffer[place : place + len(chunk)] = chunk
             place += len(chunk)
         return cast(bytes, buffer) if place == length else bytes(buffer[:place])
-
-
-def _pieces(size: int, length: int) -> list[tuple[int, int]]:
-    """`size` bytes in pieces of about the same size, none smaller than `length` unless it is the only one."""
-    count = max(1, size // length)
-    length = -(-size // count)
-    return [(start, min(length, size - start)) for start in range(0, size, length)]
-
-
-def _check_same(path: str, found: StoredObject, now: StoredObject) -> None:
-    """Raises `ContentChanged` unless an object is still what it was."""
-    if (now.size, now.etag) != (found.size, found.etag):
-        raise ContentChanged(path, "it was replaced while it was copied")
 
 
 def _check_total(path: str, answer: Any, size: int) -> None:

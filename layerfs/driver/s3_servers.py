@@ -1,6 +1,6 @@
 """In what servers of S3 differ that cannot be seen from what they answer, and how they are told apart.
 
-What can be learned from answers is learned from them (`s3_bucket`); this is the rest, found with real servers. They are
+What can be learned from answers is learned from them (`s3_copies`); this is the rest, found with real servers. They are
 known by the headers of their answers. Where a proxy takes these away, a server counts as one without peculiarities.
 """
 

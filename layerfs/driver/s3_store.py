@@ -37,6 +37,7 @@ from layerfs.driver.object_paths import (
 from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_answers import OpenUpload
 from layerfs.driver.s3_bucket import Bucket
+from layerfs.driver.s3_copies import Copies
 from layerfs.driver.s3_options import S3Options
 from layerfs.driver.s3_upload import S3Upload, S3Version, StoredUpload, complete, find_upload, known_upload
 from layerfs.errors import (
@@ -86,6 +87,7 @@ class Store(KeyedStorage):
 
     def __init__(self, options: S3Options) -> None:
         self.bucket = Bucket(options)
+        self._copies = Copies(self.bucket)
         self._live: dict[str, S3Upload] = {}
         # Where this process has written: the upload that it has left, None once it is published.
         self._written: OrderedDict[str, _Left | None] = OrderedDict()
@@ -96,6 +98,7 @@ class Store(KeyedStorage):
         for upload in list(self._live.values()):
             await upload.abandon()
         self._live.clear()
+        await self._copies.close()
         await self.bucket.close()
 
     def key(self, path: str) -> str:
@@ -273,7 +276,7 @@ class Store(KeyedStorage):
                 state = await self._find_readable(path, end, size)
                 found = state.found
                 if found is None or found.size < end:
-                    return await self._read_repacked(S3Upload(self.bucket, path, state), offset, length)
+                    return await self._read_repacked(S3Upload(self.bucket, self._copies, path, state), offset, length)
         return await self.bucket.get_range(path, offset, length, size=found.size, etag=found.etag)
 
     def _repacking_of(self, path: str) -> asyncio.Lock:
@@ -326,7 +329,7 @@ class Store(KeyedStorage):
             if state is not None:
                 await self._remove(path, state)
             state = StoredUpload(await self.bucket.create_upload(path), (), (), None)
-        upload = self._live[path] = S3Upload(self.bucket, path, state)
+        upload = self._live[path] = S3Upload(self.bucket, self._copies, path, state)
         return upload
 
     async def end_writing(self, upload: S3Upload) -> None:
@@ -389,7 +392,7 @@ class Store(KeyedStorage):
 
     async def _without_stray(self, path: str, state: StoredUpload) -> StoredUpload:
         """Leaves out what comes after a gap."""
-        await S3Upload(self.bucket, path, state).repack()
+        await S3Upload(self.bucket, self._copies, path, state).repack()
         again = await find_upload(self.bucket, path, look_at_object=True)
         if again is None or again.stray or again.size != state.size:
             raise ContentChanged(path)
@@ -448,7 +451,7 @@ class Store(KeyedStorage):
 
     async def publish(self, source: str, found: StoredObject, destination: str) -> FileInfo | None:
         check_not_root(destination)
-        copied = await self.bucket.copy(source, destination, found)
+        copied = await self._copies.copy(source, destination, found)
         if source in self._written:
             self._written[source] = None
         return file_info(destination, copied) if copied is not None else None

@@ -32,6 +32,7 @@ from layerfs.driver.buffers import Gathering
 from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_answers import OpenUpload, Part
 from layerfs.driver.s3_bucket import Bucket
+from layerfs.driver.s3_copies import Copies
 from layerfs.driver.s3_errors import UploadGone
 from layerfs.driver.s3_options import MOST_PARTS, SMALLEST_PART
 from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNotFound
@@ -209,9 +210,10 @@ def _result_of(task: asyncio.Task[Part], path: str) -> Part:
 class S3Upload:
     """An upload that this process writes, or repacks. One method at a time has it; the others wait."""
 
-    def __init__(self, bucket: Bucket, path: str, state: StoredUpload) -> None:
+    def __init__(self, bucket: Bucket, copies: Copies, path: str, state: StoredUpload) -> None:
         self.path = path
         self._bucket = bucket
+        self._copies = copies
         self._lock = asyncio.Lock()
         self._upload_id = state.upload_id
         self._parts = list(state.parts)
@@ -544,7 +546,7 @@ class S3Upload:
         tail = b""
         tail_part = None
         if size >= SMALLEST_PART:
-            parts = await self._bucket.copy_into_upload(self.path, self.path, upload_id, found, size)
+            parts = await self._copies.copy_into_upload(self.path, self.path, upload_id, found, size)
         elif size:
             tail = await self._bucket.get_range(self.path, 0, size, size=found.size, etag=found.etag)
             tail_part = await self._bucket.upload_part(self.path, upload_id, 1, tail)

@@ -11,7 +11,7 @@ from harness.s3_proxy import S3Proxy
 
 from layerfs.digest import Digest
 from layerfs.driver.s3 import S3Driver
-from layerfs.driver.s3_bucket import COPIES_AT_ONCE
+from layerfs.driver.s3_copies import COPIES_AT_ONCE
 from layerfs.errors import LayerfsError
 from layerfs.registry import LayerUpload, Registry
 
