@@ -9,10 +9,12 @@ from layerfs.layername import LayerName, parse_layer_name, parse_layer_name_or_n
 from layerfs.registry import LayerService
 from layerfs.registry.paths import LAYERS
 from layerfs.view.blob_file import BlobFile, LayerFile
-from layerfs.view.live_uploads import LiveUploads, UploadFile
+from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import DirectoryEntry, Handle, Node, no_entry, not_a_digest
 from layerfs.view.own_directory import OwnDirectory
 from layerfs.view.state import MountState
+from layerfs.view.upload_file import UploadFile, create_at_digest
+from layerfs.view.upload_finishing import finish
 
 
 class LayersDirectory(OwnDirectory):
@@ -43,10 +45,10 @@ class LayersDirectory(OwnDirectory):
         if await self._service.exists(digest):
             raise LayerExists(self.repository, digest)
 
-        async def finish(upload: UploadFile) -> None:
-            await self._uploads.finish(self.repository, upload.uuid, upload.file_name, digest)
+        async def commit(upload: UploadFile) -> None:
+            await finish(self._uploads, self.repository, upload.uuid, upload.file_name, digest)
 
-        return await self._uploads.create_for(self.repository, f"{self.path}/{name}", digest, flags, finish)
+        return await create_at_digest(self._uploads, self.repository, f"{self.path}/{name}", digest, flags, commit)
 
     async def remove(self, name: str) -> None:
         state = self._state

@@ -30,7 +30,8 @@ from layerfs.registry import Registry
 from layerfs.view.control import ControlDirectory
 from layerfs.view.handles import DirectorySnapshot, HandleTable
 from layerfs.view.inodes import ROOT_INO, InodeTable
-from layerfs.view.live_uploads import LiveUpload, LiveUploads
+from layerfs.view.live_upload import LiveUpload
+from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.measurements import Measurements
 from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, HandleId, Ino, Node
 from layerfs.view.oci.state import Layouts

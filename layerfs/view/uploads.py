@@ -10,9 +10,11 @@ from layerfs.errors import EntryExists, InvalidArgument, InvalidDigest, LayerUpl
 from layerfs.layername import parse_layer_name, parse_layer_name_or_none
 from layerfs.names import check_upload_name, is_tag
 from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
-from layerfs.view.live_uploads import LiveUploads, UploadFile
+from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import TAGS, Directory, DirectoryEntry, Handle, Node, not_a_digest
 from layerfs.view.own_directory import OwnDirectory
+from layerfs.view.upload_file import UploadFile, create_upload
+from layerfs.view.upload_finishing import finish, put_manifest
 
 
 class UploadsDirectory(OwnDirectory):
@@ -20,17 +22,17 @@ class UploadsDirectory(OwnDirectory):
 
     PLACE = UPLOADS
 
-    def __init__(self, view: LiveUploads, repository: str) -> None:
-        super().__init__(view.state, repository)
-        self._view = view
+    def __init__(self, uploads: LiveUploads, repository: str) -> None:
+        super().__init__(uploads.state, repository)
+        self._uploads = uploads
 
     async def lookup(self, name: str) -> Node:
-        return await self._view.find(self.repository, name)
+        return await self._file(name)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
         found = []
-        for upload in await self._view.listing(self.repository):
-            node = UploadFile(self._view, self.repository, upload.uuid, upload.file_name, upload.started_at)
+        for upload in await self._uploads.listing(self.repository):
+            node = UploadFile(self._uploads, self.repository, upload.uuid, upload.file_name, upload.started_at)
             found.append(DirectoryEntry(upload.file_name.encode(), node, node.attributes_of(upload.info)))
         return found
 
@@ -44,12 +46,12 @@ class UploadsDirectory(OwnDirectory):
             )
         if await self._find(name) is not None:
             raise EntryExists(f"{self.path}/{name} exists")
-        return await self._view.create(self.repository, name, flags)
+        return await create_upload(self._uploads, self.repository, name, flags)
 
     async def remove(self, name: str) -> None:
         self._state.check_writable()
-        upload = await self._view.find(self.repository, name)
-        await self._view.cancel(self.repository, upload.uuid)
+        upload = await self._uploads.find(self.repository, name)
+        await self._uploads.cancel(self.repository, upload.uuid)
 
     async def rename(self, name: str, target: Directory, new_name: str, *, replace: bool) -> None:
         """To a digest, here or in `_layers`: finishes the upload. To one in `_manifests` or a tag: puts a manifest.
@@ -57,18 +59,18 @@ class UploadsDirectory(OwnDirectory):
         To any other name: renames it.
         """
         self._state.check_writable()
-        upload = await self._view.find(self.repository, name)
+        upload = await self._file(name)
         self._check_target(target, new_name)
         digest = parse_layer_name_or_none(new_name)
         if target.key == (TAGS, self.repository) and is_tag(new_name):
-            await self._view.put_manifest(upload, tag=new_name)
+            await put_manifest(self._uploads, upload, tag=new_name)
         elif target.key == (MANIFESTS, self.repository) and isinstance(digest, Digest):
-            await self._view.put_manifest(upload, digest=digest)
+            await put_manifest(self._uploads, upload, digest=digest)
         elif digest is not None and target.key != (MANIFESTS, self.repository):
-            await self._view.finish(self.repository, upload.uuid, upload.file_name, digest)
+            await finish(self._uploads, self.repository, upload.uuid, upload.file_name, digest)
         else:
             await self._make_way(upload, new_name, replace=replace)
-            await self._view.rename(self.repository, upload.uuid, new_name)
+            await self._uploads.rename(self.repository, upload.uuid, new_name)
 
     def _check_target(self, target: Directory, new_name: str) -> None:
         if target.key == (LAYERS, self.repository):
@@ -90,11 +92,15 @@ class UploadsDirectory(OwnDirectory):
         if not replace:
             raise EntryExists(f"{self.path}/{name} exists")
         with contextlib.suppress(LayerUploadUnknown):
-            await self._view.cancel(self.repository, found.uuid)
+            await self._uploads.cancel(self.repository, found.uuid)
+
+    async def _file(self, name: str) -> UploadFile:
+        found = await self._uploads.find(self.repository, name)
+        return UploadFile(self._uploads, self.repository, found.uuid, name, found.started_at)
 
     async def _find(self, name: str) -> UploadFile | None:
         try:
-            upload = await self._view.find(self.repository, name)
+            upload = await self._file(name)
             await upload.attributes()  # it may be gone since it was listed
         except (NoSuchEntry, LayerUploadUnknown):
             return None

@@ -32,11 +32,12 @@ from layerfs.registry.unused import remove_unused
 from layerfs.view.blob_file import BlobFile
 from layerfs.view.buffered import MemoryHandle
 from layerfs.view.layers import LayersDirectory
-from layerfs.view.live_uploads import UploadFile
 from layerfs.view.manifests import ManifestsDirectory
 from layerfs.view.nodes import Attributes, DirectoryEntry, Handle, Node, file_attributes, no_entry
 from layerfs.view.oci.scratch import ScratchHolder
 from layerfs.view.oci.state import Candidate, Layouts, ScratchFile, ScratchNames
+from layerfs.view.upload_file import UploadFile, create_at_digest
+from layerfs.view.upload_finishing import consume, finish, peek
 from layerfs.view.uploads import UploadsDirectory
 
 BLOBS: Final = "blobs"
@@ -195,7 +196,7 @@ class AlgorithmDirectory(ScratchHolder):
         async def commit(upload: UploadFile) -> None:
             await self._commit(upload, digest)
 
-        return await self._uploads.create_for(self.repository, f"{self.path}/{name}", digest, flags, commit)
+        return await create_at_digest(self._uploads, self.repository, f"{self.path}/{name}", digest, flags, commit)
 
     async def receive(self, upload: UploadFile, file: ScratchFile, name: str, *, replace: bool) -> None:
         digest = self._digest(name)
@@ -247,11 +248,11 @@ class AlgorithmDirectory(ScratchHolder):
 
     async def _commit(self, upload: UploadFile, digest: Digest) -> None:
         """Makes a temporary file the blob `digest`. Raises `LayerInvalidDigest`, and it is what it was."""
-        content = await self._uploads.peek(upload, MANIFEST_LIMIT) if digest.is_canonical else None
+        content = await peek(self._uploads, upload, MANIFEST_LIMIT) if digest.is_canonical else None
         if content is not None and looks_like_manifest(content):
             await self._keep(upload, digest)
         else:
-            await self._uploads.finish(self.repository, upload.uuid, upload.file_name, digest)
+            await finish(self._uploads, self.repository, upload.uuid, upload.file_name, digest)
 
     async def _keep(self, upload: UploadFile, digest: Digest) -> None:
         """Makes it a candidate, unless the very same manifest is here already."""
@@ -271,7 +272,7 @@ class AlgorithmDirectory(ScratchHolder):
             return CandidateFile(self, candidate)
 
         # What is stored and damaged is not the same: it is put again, and mended, when an index names it.
-        await self._uploads.consume(upload, use, keep=stored is None or Digest.of(stored) != digest)
+        await consume(self._uploads, upload, use, keep=stored is None or Digest.of(stored) != digest)
         if replaced_candidate is not None:
             await self._layouts.discard(replaced_candidate)
 

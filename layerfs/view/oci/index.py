@@ -25,6 +25,7 @@ from layerfs.view.buffered import BufferedHandle, MemoryHandle
 from layerfs.view.caller import Process, calling_process
 from layerfs.view.nodes import Attributes, Handle, Node, file_attributes
 from layerfs.view.oci.state import Candidate, Layouts
+from layerfs.view.upload_finishing import finish
 
 #: Bytes beyond which an index is parsed in a thread, one at a time: one of 50,000 tags takes half a second.
 _INLINE_LIMIT: Final = 256 << 10
@@ -154,7 +155,7 @@ async def _apply(layouts: Layouts, repository: str, written: IndexContent, base:
     changes = merge(base, IndexContent(tags, frozenset()), written)
     arrived = await _Arrived.of(layouts, repository, changes, written)
     for candidate in arrived.layers:
-        await layouts.uploads.finish(repository, candidate.uuid, candidate.uuid, candidate.digest)
+        await finish(layouts.uploads, repository, candidate.uuid, candidate.uuid, candidate.digest)
         layouts.remove_candidate(candidate)
     await state.manifests(repository).put_together(list(arrived.manifests.values()), tags=changes.tags)
     state.fresh_repositories.discard(repository)

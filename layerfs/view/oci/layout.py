@@ -13,13 +13,14 @@ from layerfs.errors import EntryExists, NotPermitted
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.oci import INDEX_FILE, INDEX_LIMIT, LAYOUT_CONTENT, LAYOUT_FILE, check_layout
 from layerfs.view.buffered import BufferedHandle, MemoryHandle
-from layerfs.view.live_uploads import UploadFile
 from layerfs.view.nodes import OCI, Attributes, Directory, DirectoryEntry, Handle, Node, file_attributes
 from layerfs.view.oci.blobs import BLOBS, BlobsDirectory
 from layerfs.view.oci.index import IndexFile
 from layerfs.view.oci.scratch import ScratchHolder
 from layerfs.view.oci.state import Layouts, ScratchFile, ScratchNames
 from layerfs.view.oci.tag_layouts import TAG_LAYOUTS, TagLayoutsDirectory
+from layerfs.view.upload_file import UploadFile
+from layerfs.view.upload_finishing import consume
 
 
 class LayoutFile(Node):
@@ -124,7 +125,7 @@ class LayoutDirectory(ScratchHolder):
             await index.replace(content, file.began_at)
             return index
 
-        await self._uploads.consume(upload, use, limit=INDEX_LIMIT)
+        await consume(self._uploads, upload, use, limit=INDEX_LIMIT)
 
     def _refuse_fixed(self, name: str, what: str) -> None:
         self._state.check_writable()

@@ -15,10 +15,10 @@ from typing import Final
 
 from layerfs.errors import EntryExists, InvalidArgument, IsDirectory, LayerUploadUnknown, PathNotEmpty
 from layerfs.names import check_upload_name
-from layerfs.view.live_uploads import UploadFile
 from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, Node, directory_attributes, no_entry
 from layerfs.view.oci.state import Layouts, ScratchFile, ScratchNames
 from layerfs.view.read_only import ReadOnlyDirectory
+from layerfs.view.upload_file import UploadFile, create_scratch
 
 #: Where the temporary directories of clients may nest to; the deepest known client needs two.
 _DEPTH_LIMIT: Final = 8
@@ -59,7 +59,7 @@ class ScratchHolder(Directory):
         self._layouts.check_room()
         if name in self._names:
             raise EntryExists(f"{self.path}/{name} exists")
-        node, handle = await self._uploads.create_scratch(self.repository, f"{self.path}/{name}", flags)
+        node, handle = await create_scratch(self._uploads, self.repository, f"{self.path}/{name}", flags)
         self._names.files[name] = ScratchFile(node.uuid, time.monotonic())
         return node, handle
 
