@@ -82,6 +82,7 @@ class ContentCache:
         self._limiter = trio.CapacityLimiter(_THREADS)
         self._cached = CachedReads()
         self._pause_until = float("-inf")
+        self._failure = ""
         #: How often `find` found something, and how often it did not.
         self.hits = 0
         self.misses = 0
@@ -116,9 +117,12 @@ class ContentCache:
             return None
         return CachedContent(self, digest, found)
 
-    async def begin(self, digest: Digest, size: int) -> NewContent | None:
-        """A file for a blob that is not here; None if there can be none, or another process is fetching it."""
-        if file_size(size) > self.limit or trio.current_time() < self._pause_until:
+    async def begin(self, digest: Digest, size: int, *, is_needed: bool = False) -> NewContent | None:
+        """A file for a blob that is not here; None if there can be none, or another process is fetching it.
+
+        After the disk has failed there is none for a while, unless it `is_needed`.
+        """
+        if file_size(size) > self.limit or (self.failure and not is_needed):
             return None
         try:
             return await self.in_thread(self._begin, digest, size)
@@ -131,14 +135,15 @@ class ContentCache:
         return file_size(size) <= self.limit
 
     @property
-    def is_pausing(self) -> bool:
-        """Whether the disk has failed a moment ago."""
-        return trio.current_time() < self._pause_until
+    def failure(self) -> str:
+        """What the disk has failed with a moment ago; empty if it has not."""
+        return self._failure if trio.current_time() < self._pause_until else ""
 
     def pause(self, error: OSError) -> None:
         """After the disk has failed: it is left alone for a while, and said once."""
-        if not self.is_pausing:
+        if not self.failure:
             log.warning("the cache in %r is left alone for %.0f s: %s", self.directory, _PAUSE, error.strerror)
+        self._failure = error.strerror or type(error).__name__
         self._pause_until = trio.current_time() + _PAUSE
 
     async def drop(self, digest: Digest, reason: str) -> None:

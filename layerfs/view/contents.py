@@ -156,11 +156,12 @@ class Filling:
         while True:
             if not cache.fits(blob.size):
                 raise BlobUnverifiable(blob.digest, f"its {blob.size} bytes are more than the cache may have")
-            new = await cache.begin(blob.digest, blob.size)
+            # What is verified can be had from nowhere else, so there it is tried each time.
+            new = await cache.begin(blob.digest, blob.size, is_needed=self._contents.verify)
             if new is not None:
                 return new
-            if cache.is_pausing:
-                raise BlobUnverifiable(blob.digest, "the cache does not work")
+            if cache.failure:
+                raise BlobUnverifiable(blob.digest, f"the cache fails: {cache.failure}")
             if not self._contents.waits:
                 raise BlobUnverifiable(blob.digest, "the cache has no room for it, or another process is fetching it")
             await trio.sleep(_POLL)

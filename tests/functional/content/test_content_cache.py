@@ -365,16 +365,6 @@ async def test_a_full_disk(small_disk: Path, opened: Open) -> None:
     assert await fill(cache, *blob(2, MIB))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> AsyncIterator[Path]:
-    """A file system of 4 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 # --- others -------------------------------------------------------------------------------------------------------
 
 

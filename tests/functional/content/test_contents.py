@@ -99,12 +99,13 @@ class Setting:
     async def store(self, content: bytes = CONTENT) -> None:
         await self.driver.put_content(BlobData(DIGEST).path, content)
 
-    async def open(self, *, verify: bool = False) -> Handle:
-        """A handle of the blob in a mount of its own."""
+    async def open(self, *, verify: bool = False, content: bytes = CONTENT) -> Handle:
+        """A handle of the blob, or of another, in a mount of its own."""
         blobs = BlobStore(self.driver)
         start = self.nursery.start_soon
         self.contents = Contents(self.cache, blobs, PartPool(start), start, verify=verify)
-        return await self.contents.open("/blob", self.blob, await blobs.open(DIGEST))
+        blob = self.blob if content is CONTENT else BlobInfo(Digest.of(content), len(content), 0)
+        return await self.contents.open("/blob", blob, await blobs.open(blob.digest))
 
     async def is_kept(self) -> bool:
         found = await self.cache.find(DIGEST, len(CONTENT))
@@ -276,6 +277,22 @@ async def test_what_cannot_be_kept_cannot_be_verified(setting: Setting, tmp_path
     plain = await setting.open()
     assert await read_all(plain) == CONTENT
     await plain.release()
+    await setting.cache.close()
+
+
+async def test_one_that_does_not_fit_on_the_disk_is_in_the_way_of_no_other(setting: Setting, small_disk: Path) -> None:
+    """The reason is the disk's, each time; what does fit can be verified and read at once."""
+    setting.cache = ContentCache(str(small_disk / "cache"), 100 * MIB)
+    small = CONTENT[:MIB]
+    await setting.driver.put_content(BlobData(Digest.of(small)).path, small)
+    for _ in range(2):
+        handle = await setting.open(verify=True)
+        with pytest.raises(BlobUnverifiable, match="No space left on device"):
+            await handle.read(0, 10)
+        await handle.release()
+    handle = await setting.open(verify=True, content=small)
+    assert await read_all(handle, MIB) == small
+    await handle.release()
     await setting.cache.close()
 
 
