@@ -13,12 +13,16 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from harness.storage import Storage, digest_of, digest_of_file
 
 _LINK = re.compile(rb"sha256:[0-9a-f]{64}")
+#: So often a look may be disturbed.
+_LOOKS = 20
+
 _STARTED_AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 
@@ -42,12 +46,20 @@ def state_of(content: bytes) -> bytes:
 
 def damage(storage: Storage) -> list[str]:
     """Everything in the storage that no registry, and no layerfs, may ever leave there."""
-    return [*damage_of_layers(storage), *_bad_uploads(storage)]
+    return [*damage_of_layers(storage), *_found(_bad_uploads, storage)]
 
 
 def damage_of_layers(storage: Storage) -> list[str]:
     """The part about blobs and links; the only one where others write uploads behind the daemon's back."""
-    return [*_bad_blobs(storage), *_bad_links(storage)]
+    return [*_found(_bad_blobs, storage), *_found(_bad_links, storage)]
+
+
+def _found(look: Callable[[Storage], Iterable[str]], storage: Storage) -> list[str]:
+    """All that a look finds. It begins anew when something is deleted meanwhile, as a daemon does after its answer."""
+    for _ in range(_LOOKS):
+        with suppress(FileNotFoundError):
+            return list(look(storage))
+    return list(look(storage))
 
 
 def assert_undamaged(storage: Storage) -> None:
