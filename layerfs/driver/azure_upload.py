@@ -51,7 +51,7 @@ class AzureUpload(ObjectUpload):
             await cancel_all([self._appending])
 
     @property
-    def _block_size(self) -> int:
+    def _next_size(self) -> int:
         if self._blocks >= MOST_BLOCKS:
             raise ContentTooLarge(
                 self.path, f"its {MOST_BLOCKS} blocks are used up, which is what Azure allows; finish it, or begin anew"
@@ -61,7 +61,7 @@ class AzureUpload(ObjectUpload):
     async def _store(self, block: memoryview) -> None:
         await self._settle()
         # Asked for also by a flush, which fills no block.
-        _ = self._block_size
+        _ = self._next_size
         await self._container.block_memory.take(len(block))
         appending = asyncio.ensure_future(self._container.append(self.path, block, self._blob))
         # Not in the coroutine: it is never entered if it is cancelled at once.

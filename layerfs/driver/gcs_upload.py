@@ -63,7 +63,7 @@ class GcsUpload(ObjectUpload):
         await cancel_all([*composing, *(part.storing for part in self._parts)])
 
     @property
-    def _block_size(self) -> int:
+    def _next_size(self) -> int:
         return self._bucket.options.part_size
 
     async def _store(self, content: memoryview) -> None:

@@ -39,7 +39,8 @@ from layerfs.driver.s3_answers import OpenUpload
 from layerfs.driver.s3_bucket import Bucket
 from layerfs.driver.s3_copies import Copies
 from layerfs.driver.s3_options import S3Options
-from layerfs.driver.s3_upload import S3Upload, S3Version, StoredUpload, complete, find_upload, known_upload
+from layerfs.driver.s3_stored_upload import S3Version, StoredUpload, complete, find_upload, known_upload
+from layerfs.driver.s3_upload import S3Upload
 from layerfs.errors import (
     ContentChanged,
     ContentTooLarge,

@@ -12,188 +12,38 @@ S3 has two rules that make this harder:
   object counts.
 * The parts of an open upload cannot be read. Whoever wants to read one that is not in memory must repack too.
 
-Parts that are stored side by side can leave a gap when the process is killed. What comes after a gap does not count,
-and repacking leaves it out.
+What comes after a gap in the parts does not count, and repacking leaves it out. How what the store has is found and
+added up: `s3_stored_upload`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from typing import Final
 
-from layerfs.driver.at_once import gather
-from layerfs.driver.buffers import Gathering
 from layerfs.driver.objects import StoredObject
-from layerfs.driver.s3_answers import OpenUpload, Part
+from layerfs.driver.s3_answers import Part
 from layerfs.driver.s3_bucket import Bucket
 from layerfs.driver.s3_copies import Copies
 from layerfs.driver.s3_errors import UploadGone
 from layerfs.driver.s3_options import MOST_PARTS, SMALLEST_PART
-from layerfs.errors import ContentChanged, ContentTooLarge, DriverError, PathNotFound
+from layerfs.driver.s3_stored_upload import (
+    S3Version,
+    StoredUpload,
+    complete,
+    find_upload,
+    known_upload,
+    total,
+    version_of,
+)
+from layerfs.driver.written_upload import WrittenUpload
+from layerfs.errors import ContentChanged, ContentTooLarge, DriverError
 
 #: From which part on parts are how many times as large, so that 10,000 of them hold a terabyte.
 _GROWTH: Final = ((6000, 16), (2000, 4), (0, 1))
-
-#: What the ETag of an object follows from in the ETag of a part; of a part that was copied SeaweedFS adds of how many
-#: pieces it is.
-_MD5: Final = re.compile("([0-9a-f]{32})(?:-[0-9]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class S3Version:
-    """The content of an upload, by the ETag that its parts have as an object: equal to that of the object itself where
-    the store makes ETags as AWS does without KMS. Equal versions are equal bytes."""
-
-    etag: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredUpload:
-    """What the store has of an upload."""
-
-    upload_id: str | None
-    #: Those that count: numbered from 1 without a gap.
-    parts: tuple[Part, ...]
-    #: Those after a gap.
-    stray: tuple[Part, ...]
-    #: What is at the path: the beginning of what the parts hold, or more than that, and then all there is.
-    found: StoredObject | None
-    #: When the open upload was begun, in nanoseconds since 1970; 0 if unknown.
-    began_at: int = 0
-
-    @property
-    def is_object(self) -> bool:
-        """Whether the object is the content, and not the parts."""
-        return self.found is not None and (self.upload_id is None or self.found.size > total(self.parts))
-
-    @property
-    def size(self) -> int:
-        return self.found.size if self.found is not None and self.is_object else total(self.parts)
-
-    @property
-    def modified_at(self) -> int:
-        """Nanoseconds since 1970; 0 if unknown."""
-        times = [part.modified_at for part in self.parts]
-        return max(times, default=self.found.modified_at if self.found is not None else self.began_at)
-
-    @property
-    def version(self) -> S3Version:
-        if self.found is not None and self.is_object:
-            return S3Version(self.found.etag, self.found.size)
-        return version_of(self.parts)
-
-
-def total(parts: Sequence[Part]) -> int:
-    """The bytes in all of the parts."""
-    return sum(part.size for part in parts)
-
-
-def version_of(parts: Sequence[Part]) -> S3Version:
-    """The version that an object made of these parts has."""
-    matches = [_MD5.fullmatch(part.etag) for part in parts]
-    if all(matches):
-        sums = b"".join(bytes.fromhex(match[1]) for match in matches if match is not None)
-        return S3Version(f"{hashlib.md5(sums, usedforsecurity=False).hexdigest()}-{len(parts)}", total(parts))
-    # Of an encrypted object nothing can be foretold, but its parts can be compared with themselves.
-    return S3Version("+".join(part.etag for part in parts), total(parts))
-
-
-async def find_upload(
-    bucket: Bucket, path: str, *, opened: Sequence[OpenUpload] | None = None, look_at_object: bool
-) -> StoredUpload | None:
-    """What the store has at `path`: an open upload, an object or both; None if there is neither.
-
-    `opened` are the open uploads, if somebody has listed them already. The object is looked at only if
-    `look_at_object`, or if there are no parts: who only wants to know how much there is gets that by two requests.
-    """
-    key = bucket.key(path)
-    if look_at_object:
-        opened, found = await gather([_opened_at(bucket, path, opened), _object_at(bucket, path)])
-    else:
-        opened, found = await _opened_at(bucket, path, opened), None
-    uploads = [upload for upload in opened or () if upload.key == key]
-    best = await _fullest(bucket, path, uploads)
-    if not look_at_object and not best.parts:
-        found = await _object_at(bucket, path)
-    if best.upload_id is None and found is None:
-        return None
-    return replace(best, found=found)
-
-
-async def known_upload(bucket: Bucket, path: str, upload_id: str, *, is_listed: bool = False) -> StoredUpload:
-    """An open upload whose id is known. Raises `ContentChanged` if it is not open any more."""
-    return _split(upload_id, await bucket.list_parts(path, upload_id, is_listed=is_listed))
-
-
-async def _opened_at(bucket: Bucket, path: str, opened: Sequence[OpenUpload] | None) -> Sequence[OpenUpload]:
-    return opened if opened is not None else await bucket.list_uploads(path, bucket.key(path))
-
-
-async def _object_at(bucket: Bucket, path: str) -> StoredObject | None:
-    try:
-        return await bucket.head(path)
-    except PathNotFound:
-        return None
-
-
-async def _fullest(bucket: Bucket, path: str, uploads: Sequence[OpenUpload]) -> StoredUpload:
-    """The upload with the most in it, if several have one key: requests that were repeated leave empty ones."""
-    states = [_split(None, [])]
-    for upload in uploads:
-        with suppress(ContentChanged):
-            state = await known_upload(bucket, path, upload.upload_id, is_listed=True)
-            states.append(replace(state, began_at=upload.began_at))
-    return max(states, key=lambda state: (state.size, state.upload_id is not None))
-
-
-def _split(upload_id: str | None, parts: Sequence[Part]) -> StoredUpload:
-    whole = sum(1 for number, part in enumerate(parts, 1) if part.number == number)
-    return StoredUpload(upload_id, tuple(parts[:whole]), tuple(parts[whole:]), None)
-
-
-async def complete(bucket: Bucket, path: str, state: StoredUpload) -> StoredObject:
-    """Makes the parts of an open upload the object at `path`; also if it was done before and nobody was told.
-
-    Raises `UploadGone` if it was completed or aborted by somebody else.
-    """
-    assert state.upload_id is not None  # noqa: S101
-    size = total(state.parts)
-    try:
-        etag = await bucket.complete_upload(path, state.upload_id, state.parts)
-    except DriverError as error:
-        with suppress(DriverError):
-            found = await bucket.head(path)
-            if found.size == size:
-                return found
-        if await _is_gone(bucket, path, state.upload_id):
-            # To Ceph it is one that is just being completed, which is an error of its own.
-            raise UploadGone(path, "somebody else has completed or aborted it") from error
-        raise error  # noqa: TRY201 - the first, not one of the look at what there is
-    etag = etag or state.version.etag
-    # Where it is neither told nor foretold it must be asked for.
-    return StoredObject(size, etag, 0) if _is_foretold(etag) else await bucket.head(path)
-
-
-async def _is_gone(bucket: Bucket, path: str, upload_id: str) -> bool:
-    """Whether an upload is certainly not open any more."""
-    try:
-        await bucket.list_parts(path, upload_id)
-    except UploadGone:
-        return True
-    except DriverError:
-        return False
-    return False
-
-
-def _is_foretold(etag: str) -> bool:
-    return "+" not in etag
 
 
 def _is_of(part: Part, content: memoryview) -> bool:
@@ -207,21 +57,19 @@ def _result_of(task: asyncio.Task[Part], path: str) -> Part:
     return task.result()
 
 
-class S3Upload:
-    """An upload that this process writes, or repacks. One method at a time has it; the others wait."""
+class S3Upload(WrittenUpload):
+    """An upload that this process writes, or repacks."""
 
     def __init__(self, bucket: Bucket, copies: Copies, path: str, state: StoredUpload) -> None:
-        self.path = path
+        super().__init__(path, state.modified_at or time.time_ns(), bucket.part_buffers)
         self._bucket = bucket
         self._copies = copies
-        self._lock = asyncio.Lock()
         self._upload_id = state.upload_id
         self._parts = list(state.parts)
         self._stray = state.stray
         self._object = state.found
         # The object is all there is: there are no parts, or not all that there were to be.
         self._is_object = state.is_object
-        self._tail = self._gathering()
         self._tail_part: Part | None = None
         self._storing: dict[int, asyncio.Task[Part]] = {}
         self._storing_contents: dict[int, memoryview] = {}
@@ -231,8 +79,6 @@ class S3Upload:
         self._looking = asyncio.Lock()
         # Whether every part is one that was stored here, or was listed when this began.
         self._is_known = True
-        self._failure: DriverError | None = None
-        self.modified_at = state.modified_at or time.time_ns()
 
     @property
     def size(self) -> int:
@@ -262,30 +108,6 @@ class S3Upload:
     def _state(self) -> StoredUpload:
         found = self._object if self._is_object else None
         return StoredUpload(self._upload_id, () if self._is_object else tuple(self._stored), self._stray, found)
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether nothing more can be done with it."""
-        return self._failure is not None
-
-    def fence(self, reason: str) -> None:
-        """From here on every method raises `ContentChanged`."""
-        self._failure = ContentChanged(self.path, reason)
-
-    async def append(self, buffers: Sequence[bytes]) -> None:
-        """Takes all the bytes; returns when no more of them are waiting to be stored than may be."""
-        async with self._lock:
-            self._check()
-            if any(buffers) and self._must_repack:
-                await self._repack()
-            for buffer in buffers:
-                await self._take(memoryview(buffer))
-            self.modified_at = time.time_ns()
-
-    async def flush(self) -> None:
-        """Returns when everything is stored."""
-        async with self._lock:
-            await self._flush()
 
     async def read(self, offset: int, length: int) -> bytes:
         """Bytes that were taken; repacks if they can be had in no other way."""
@@ -323,29 +145,17 @@ class S3Upload:
 
     # --- taking bytes; the lock is held ------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure.with_traceback(None)
-
     async def _take(self, view: memoryview) -> None:
-        while view:
-            size = self._next_size
-            taken = view[: max(0, size - len(self._tail))]
-            self._tail.add(taken, size)
-            view = view[len(taken) :]
-            if self._is_full:
-                await self._wait_for_room(len(self._tail))
-            # Look again: it may all be in other parts by now.
-            if self._is_full:
-                await self._bucket.part_memory.take(len(self._tail))
-                self._begin_storing()
+        if view and self._must_repack:
+            await self._repack()
+        await super()._take(view)
 
-    def _gathering(self, content: bytes = b"") -> Gathering:
-        return Gathering(self._bucket.part_buffers, content)
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self._tail) >= self._next_size
+    async def _hand_over(self) -> None:
+        await self._wait_for_room(len(self._tail))
+        # Look again: it may all be in other parts by now.
+        if len(self._tail) >= self._next_size:
+            await self._bucket.part_memory.take(len(self._tail))
+            self._begin_storing()
 
     @property
     def _next_number(self) -> int:
@@ -353,7 +163,6 @@ class S3Upload:
 
     @property
     def _next_size(self) -> int:
-        """Bytes of the part that is being filled."""
         if self._next_number > MOST_PARTS:
             raise ContentTooLarge(self.path, f"S3 takes no more than {MOST_PARTS} parts")
         growth = next(growth for number, growth in _GROWTH if self._next_number > number)
@@ -396,18 +205,19 @@ class S3Upload:
 
     async def _settle(self) -> None:
         """Takes the parts that are stored into account, in order. Raises what made one fail, for good."""
-        try:
-            for number in sorted(self._storing):
-                if not self._storing[number].done():
-                    return
-                self._parts.append(_result_of(self._storing[number], self.path))
-                del self._storing[number], self._storing_contents[number]
-                self._replaced = None
-        except UploadGone as error:
-            await self._carry_on(error)
-        except DriverError as error:
-            self._failure = error
-            raise
+        with self._failing_for_good():
+            try:
+                self._take_in_stored()
+            except UploadGone as error:
+                await self._carry_on(error)
+
+    def _take_in_stored(self) -> None:
+        for number in sorted(self._storing):
+            if not self._storing[number].done():
+                return
+            self._parts.append(_result_of(self._storing[number], self.path))
+            del self._storing[number], self._storing_contents[number]
+            self._replaced = None
 
     async def _flush(self) -> None:
         self._check()
@@ -416,18 +226,17 @@ class S3Upload:
             await self._settle()
         if not self._tail or (self._tail_part is not None and self._tail_part.size == len(self._tail)):
             return
+        with self._failing_for_good():
+            try:
+                self._tail_part = await self._store_tail()
+            except UploadGone as error:
+                await self._carry_on(error)
+                await self._flush()
+
+    async def _store_tail(self) -> Part:
         assert self._upload_id is not None  # noqa: S101
-        try:
-            await self._check_unchanged(self._upload_id)
-            self._tail_part = await self._bucket.upload_part(
-                self.path, self._upload_id, self._next_number, self._tail.view()
-            )
-        except UploadGone as error:
-            await self._carry_on(error)
-            await self._flush()
-        except DriverError as error:
-            self._failure = error
-            raise
+        await self._check_unchanged(self._upload_id)
+        return await self._bucket.upload_part(self.path, self._upload_id, self._next_number, self._tail.view())
 
     async def _check_unchanged(self, upload_id: str) -> None:
         """Raises `ContentChanged` if somebody else has stored parts at the end, which ours would replace."""
@@ -450,7 +259,6 @@ class S3Upload:
         state = await find_upload(self._bucket, self.path, look_at_object=True)
         pending = b"".join([*(self._storing_contents[number] for number in sorted(self._storing)), self._tail.view()])
         if state is None or state.stray or not self._is_repacked(state):
-            self._failure = gone
             raise gone
         included = state.size - total(self._parts)
         self._upload_id, self._object, self._is_known = state.upload_id, state.found, False
@@ -498,15 +306,12 @@ class S3Upload:
     async def _repack(self) -> None:
         """What counts becomes the beginning of a new upload, to which anything can be appended."""
         counts = self._state.size
-        try:
+        with self._failing_for_good():
             await self._check_gap()
             self._object = await self._make_object() if counts else await self._make_nothing()
             self._is_object = True
             self._upload_id = await self._bucket.create_upload(self.path)
             await self._take_in(self._upload_id, self._object, counts)
-        except DriverError as error:
-            self._failure = error
-            raise
 
     async def _check_gap(self) -> None:
         """Raises `ContentChanged` unless what comes after a gap still does: left out it is lost."""
