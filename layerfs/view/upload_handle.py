@@ -45,6 +45,8 @@ class UploadHandle(Handle):
         self._live = live
         self._writes = flags & os.O_ACCMODE != os.O_RDONLY
         self._appends = bool(flags & os.O_APPEND)
+        # O_SYNC has the bit too. Where the page cache is bypassed the kernel leaves it to us.
+        self._is_synchronous = bool(flags & os.O_DSYNC)
         self._reader: FileReader | None = None
         # Set with `_reader` where bytes that are in storage do not change any more, and closes it.
         self._ahead: ReadAhead | None = None
@@ -89,6 +91,8 @@ class UploadHandle(Handle):
         if upload.pending >= STORE_SIZE and not live.storing:
             live.storing = True
             self._uploads.state.start(live.store, f"storing {self.path}")
+        if self._is_synchronous:
+            await self._flush()
         return len(content)
 
     async def truncate(self, size: int) -> None:

@@ -105,6 +105,20 @@ def kill_while_writing(repository: MountedRepository, file: Path, *, after: int)
     return int([line for line in acknowledged if line][-1])
 
 
+@pytest.mark.parametrize("flag", [os.O_SYNC, os.O_DSYNC])
+def test_what_is_written_synchronously_survives_kill_9(repository: MountedRepository, payload, flag: int) -> None:
+    """Without `fsync`, as by `dd oflag=sync`: each write has returned when its bytes were durable."""
+    data = payload(100_000)
+    writer = os.open(repository.upload("x"), os.O_WRONLY | os.O_CREAT | flag, 0o644)
+    for start in range(0, len(data), 25_000):
+        assert os.write(writer, data[start : start + 25_000]) == 25_000
+    die(repository.mount)
+    with suppress(OSError):
+        os.close(writer)
+    repository.mount.remount()
+    assert repository.upload("x").read_bytes() == data
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.002, 0.005, 0.01, 0.02, 0.05])
 def test_kill_9_while_committing(repository: MountedRepository, payload, delay: float) -> None:
     """Afterwards there is the upload, or the layer, or both; committing again succeeds; nothing is half-done."""

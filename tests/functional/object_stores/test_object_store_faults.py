@@ -62,12 +62,11 @@ async def test_a_store_that_is_busy_for_a_moment(place) -> None:
     assert place.relay.counts == {"read": 2, "stat": 2}
 
 
-@pytest.mark.parametrize("status", [429, 503])
-async def test_a_store_that_says_how_long_it_is_busy(place, status: int) -> None:
-    """It is not asked before, though it would be within a second otherwise."""
+async def test_a_store_that_says_how_long_it_is_busy(place) -> None:
+    """It is not asked before, though it would be within a second otherwise. Azure's SDK would not repeat a 429."""
     driver = place.driver()
     await driver.put_content("/a", b"content")
-    place.relay.fail("refuse", "read", status=status, retry_after="2")
+    place.relay.fail("refuse", "read", status={"azure": 429, "gcs": 503}[driver.name], retry_after="2")
     started = time.monotonic()
     assert await driver.get_content("/a", limit=10) == b"content"
     assert 2 <= time.monotonic() - started < 10
