@@ -167,7 +167,7 @@ def test_pauses_grow_and_differ() -> None:
         assert len(set(each)) == 50
 
 
-@pytest.mark.parametrize("said", ["120", formatdate(time.time() + 120, usegmt=True)])
+@pytest.mark.parametrize("said", ["120", formatdate(time.time() + 120, usegmt=True)], ids=["seconds", "date"])
 def test_how_long_a_store_asks_to_wait(said: str) -> None:
     """In both forms that HTTP has."""
     assert 60 < seconds_asked_for({"retry-after": said}) <= 120
@@ -197,4 +197,4 @@ def test_tries_end_in_time(seconds: float) -> None:
     began_at = time.monotonic()
     while (pause := tries.pause(Failing.FOR_NOW)) is not None:
         time.sleep(pause)  # what it says
-    assert 0.25 <= time.monotonic() - began_at < 1
+    assert 0.25 <= time.monotonic() - began_at < 5
