@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar
@@ -28,10 +28,10 @@ from layerfs.errors import (
     PathNotFound,
 )
 from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_upload_id, is_uuid, new_upload_id
-from layerfs.registry.bare_uploads import BareUploads, is_bare
 from layerfs.registry.blobs import BlobStore
 from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.lost_tail import size_before_lost_tail
+from layerfs.registry.nameless_uploads import NamelessUploads
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.small_files import SmallFiles
@@ -42,8 +42,8 @@ _First = TypeVar("_First")
 _Second = TypeVar("_Second")
 _Third = TypeVar("_Third")
 
-#: Uploads that a listing has found, and the UUIDs of those of which there may be more, or nothing, a moment later.
-_Listing: TypeAlias = tuple[Uploads, Collection[str]]
+#: Uploads that a listing has found, and the UUIDs of those that may have a name, or be gone, a moment later.
+_Listing: TypeAlias = tuple[Uploads, Sequence[str]]
 
 
 class UploadStore:
@@ -55,7 +55,7 @@ class UploadStore:
         self.trust_hash_states = trust_hash_states
         self.hash_limiter = trio.CapacityLimiter(2)
         self._small_files = SmallFiles(driver)
-        self._bare = BareUploads(self._stat_many)
+        self._nameless = NamelessUploads(functools.partial(self._stat_many, in_order=True))
 
     async def create(self, name: str, *, file_name: str | None = None, uuid: str | None = None) -> LayerUpload:
         """Begins an upload to repository `name`, with the new id `uuid`; a `file_name` that is a UUID becomes its id.
@@ -109,10 +109,10 @@ class UploadStore:
     async def list_names(self, name: str) -> ListedUploads:
         """As `list`, but where each upload would have to be asked for how long it is, it is not asked."""
         try:
-            infos, bare = await (self._list_files(name) if self._lists_files else self._list_directories(name))
+            infos, nameless = await (self._list_files(name) if self._lists_files else self._list_directories(name))
         except (PathNotFound, NotRegularFile):
             return []
-        settled = _that_could_be_known(await self._bare.settle(name, infos, bare))
+        settled = _that_could_be_known(await self._nameless.settle(name, infos, nameless))
         listed = [_listed(info) for info in settled]
         if self._lists_files and not self.driver.capabilities.listed_uploads:
             listed = [replace(upload, info=None) for upload in listed]
@@ -150,7 +150,7 @@ class UploadStore:
         entries = await self.driver.list(RepositoryDirectory(name).uploads)
         uuids = sorted(entry.name for entry in entries if entry.is_directory)
         infos = _that_could_be_known(await self._stat_many(name, [uuid for uuid in uuids if is_upload_id(uuid)]))
-        return infos, [info.uuid for info in infos if is_bare(info)]
+        return infos, [info.uuid for info in infos if info.file_name == info.uuid]
 
     async def _list_files(self, name: str) -> _Listing:
         """Where one request tells of a thousand files what they are: who has no `startedat` is not looked at."""
@@ -166,12 +166,13 @@ class UploadStore:
             _upload_info(place, started_at, file_name, files.get(place.data, PathNotFound(place.data)))
             for place, started_at, file_name in zip(places, started, names, strict=True)
         ]
-        bare = [
+        # What has anything else was begun by a registry, which adds a hash state at once: it is not asked for again.
+        nameless = [
             place.uuid
             for place, file_name in zip(places, names, strict=True)
             if counts[place.uuid] == 1 or (place.file_name in files and isinstance(file_name, PathNotFound))
         ]
-        return _that_could_be_known(found), bare
+        return _that_could_be_known(found), nameless
 
     async def rename(self, name: str, uuid: str, file_name: str) -> None:
         """Gives an upload another file name, on every node."""
@@ -211,9 +212,9 @@ class UploadStore:
         else:
             raise LayerUploadBusy(name, uuid, "it was begun already")
 
-    async def _stat_many(self, name: str, uuids: Sequence[str]) -> FoundUploads:
+    async def _stat_many(self, name: str, uuids: Sequence[str], *, in_order: bool = False) -> FoundUploads:
         places = [UploadDirectory(name, uuid) for uuid in uuids]
-        started, names, data = await self._look_at(places)
+        started, names, data = await self._look_at(places, in_order=in_order or not self._lists_files)
         found = [
             _upload_info(place, started_at, file_name, info)
             for place, started_at, file_name, info in zip(places, started, names, data, strict=True)
@@ -223,14 +224,18 @@ class UploadStore:
                 found[index] = replace(info, size=await size_before_lost_tail(self.driver, place, file))
         return found
 
-    async def _look_at(self, places: Sequence[UploadDirectory]) -> tuple[Contents, Contents, Stats]:
-        """What is stored of uploads: when they began, their names, and their bytes."""
+    async def _look_at(self, places: Sequence[UploadDirectory], *, in_order: bool) -> tuple[Contents, Contents, Stats]:
+        """What is stored of uploads: when they began, their names, and their bytes.
+
+        In order, what is made last is looked for first: who finds that finds all that was made before it.
+        """
         driver = self.driver
         started = functools.partial(driver.get_contents, [place.started_at for place in places], limit=STARTED_AT_LIMIT)
         names = functools.partial(driver.get_contents, [place.file_name for place in places], limit=FILE_NAME_LENGTH)
         data = functools.partial(driver.stat_many, [place.data for place in places])
-        if not self._lists_files:
-            return await started(), await names(), await data()
+        if in_order:
+            found_data, found_names = await data(), await names()
+            return await started(), found_names, found_data
         # Far away each is a way there and back, and the last one two of them.
         return await _side_by_side(started, names, data)
 

@@ -105,8 +105,13 @@ async def names_with_sizes(layers: LayerService) -> list[str]:
     return [upload.file_name for upload in await layers.uploads()]
 
 
-async def crossing(storage: Storage, stopped: Command, call: int, other: Command) -> dict[str, object]:
-    """What both give when the first is stopped at call number `call`; if there is no such call, the first alone."""
+async def crossing(
+    storage: Storage, stopped: Command, call: int, other: Command, *, other_call: int = 0
+) -> dict[str, object]:
+    """What both give when the first is stopped at call number `call`; if there is no such call, the first alone.
+
+    The other is stopped at `other_call`, if it comes to that, until the first has ended.
+    """
     node, another = Node(storage), Node(storage)
     given: dict[str, object] = {}
 
@@ -120,18 +125,23 @@ async def crossing(storage: Storage, stopped: Command, call: int, other: Command
                 nursery.start_soon(run_other)
                 await trio.sleep(STOP)
 
-        node.on_call = on_call
+        async def on_other_call(_what: str, _path: str) -> None:
+            if another.calls == other_call:
+                given["other stopped"] = True
+                await trio.sleep(2 * STOP)
+
+        node.on_call, another.on_call = on_call, on_other_call
         given["stopped"] = await stopped(node.layers)
     return given
 
 
 async def sweep(
-    storage: Storage, prepare: Command, stopped: Command, other: Command
+    storage: Storage, prepare: Command, stopped: Command, other: Command, *, other_call: int = 0
 ) -> AsyncIterator[dict[str, object]]:
     """What `crossing` gives for each call in turn."""
     for call in range(1, CALLS):
         await prepare(Node(storage).layers)
-        given = await crossing(storage, stopped, call, other)
+        given = await crossing(storage, stopped, call, other, other_call=other_call)
         if "other" not in given:
             return
         yield given
@@ -165,6 +175,21 @@ async def test_a_change_in_the_middle_of_listing(
     """The same if it comes and goes while somebody lists, whatever the listing has seen of it by then."""
     async for given in sweep(storage, prepare, listing, change):
         assert given["stopped"] in ([], [FILE_NAME])
+
+
+@pytest.mark.parametrize(("prepare", "change"), CHANGES)
+async def test_a_change_that_goes_on_in_the_middle_of_listing(
+    storage: Storage, autojump_clock: Clock, prepare: Command, change: Command
+) -> None:
+    """The same if it was in the middle already when the listing began."""
+    for other_call in range(1, CALLS):
+        were_stopped = False
+        async for given in sweep(storage, prepare, change, names, other_call=other_call):
+            assert given["other"] in ([], [FILE_NAME])
+            were_stopped = were_stopped or "other stopped" in given
+        if not were_stopped:
+            return
+    pytest.fail("listing never ends")
 
 
 async def left(storage: Storage, uuid: str, *files: str) -> None:
