@@ -36,7 +36,8 @@ ContentVersion = NewType("ContentVersion", object)
 
 _Result = TypeVar("_Result")
 
-_COMPONENT = re.compile(r"[A-Za-z0-9._-]+")
+# No file system has longer names.
+_COMPONENT = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
 
 
@@ -52,7 +53,7 @@ def check_path(path: str) -> str:
 
 
 def is_component(name: str) -> bool:
-    """Whether a path that `check_path` accepts can have `name` in it; drivers list no other names."""
+    """Whether a path that `check_path` accepts can have `name` in it, and a mount too; drivers list no other names."""
     return name not in {".", ".."} and bool(_COMPONENT.fullmatch(name))
 
 

@@ -106,6 +106,17 @@ async def test_what_uploads_are_called_is_read_once(place) -> None:
     assert {info.file_name: info.size for info in await uploads.uploads()} == expected
 
 
+async def test_names_that_no_file_system_has_are_not_listed(place) -> None:
+    """A key can have 1,024 bytes without a slash; whoever were shown such a name could not ask for it."""
+    driver = place.driver()
+    for name in ("a" * 255, "b" * 256):
+        await driver.put_content(f"/files/{name}", b"")
+        await driver.put_content(f"/directories/{name}/file", b"")
+    assert [entry.name for entry in await driver.list("/files")] == ["a" * 255]
+    assert [entry.name for entry in await driver.list("/directories")] == ["a" * 255]
+    assert [info.path for info in await driver.list_files("/directories")] == [f"/directories/{'a' * 255}/file"]
+
+
 async def test_a_name_that_changes_within_a_second_is_seen(place) -> None:
     """The store's times and sizes do not show that it is another one."""
     driver = place.driver()
