@@ -10,6 +10,7 @@ from typing import Final
 import pyfuse3
 
 from layerfs.errors import LayerfsError
+from layerfs.fuse.late_answers import ignore_late_answers
 from layerfs.fuse.operations import Operations
 from layerfs.fuse.polling import poll_first
 from layerfs.view.tree import Tree
@@ -56,6 +57,7 @@ class Session:
 
     def mount(self) -> None:
         """Mounts, so that requests begin to wait for `run`. Raises `MountFailed`."""
+        ignore_late_answers()
         try:
             pyfuse3.init(self._operations, self._mountpoint, _mount_options(self._options))
         except RuntimeError as error:

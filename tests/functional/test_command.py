@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -18,12 +19,16 @@ from harness.commands import append, run, wait_until
 from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
 from harness.storage import Storage, snapshot
+from harness.strace import delay
 
 pytestmark = pytest.mark.usefixtures("watchdog")
 
 OK, USAGE, INTERRUPTED, FAILED = 0, 1, 8, 32
 
 NOBODY = 65534
+
+#: Of umount2(2).
+UMOUNT_NOFOLLOW = 8
 
 #: Seconds that a start or an end may take on a loaded machine.
 LIMIT = 30
@@ -520,6 +525,18 @@ def test_umount_waits_for_the_daemon(background: Callable[..., int], storage: St
     assert filesystem_at(place) is None
     [upload] = storage.uploads("r")
     assert (upload / "data").stat().st_size == 5_000_000
+
+
+def test_an_unmount_while_a_file_is_released(mounts: Callable[..., Mount], storage: Storage) -> None:
+    """It was closed, and nobody waits for what the daemon has to say to that any more: no error in the log."""
+    mount = mounts(storage)
+    descriptor = os.open(mount.path / ".layerfs/status.json", os.O_RDONLY)
+    with delay(mount.process.pid, ("writev",), 1):
+        os.close(descriptor)
+        # The call alone: umount(8) asks this and that first, and would wait for the late answers.
+        assert ctypes.CDLL(None).umount2(os.fsencode(mount.path), UMOUNT_NOFOLLOW) == 0
+        assert mount.wait_end() == OK
+    assert {line.level for line in mount.read_log()} == {"INFO"}
 
 
 def test_umount_of_a_busy_mount(background: Callable[..., int], place: Path) -> None:
