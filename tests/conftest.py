@@ -29,8 +29,8 @@ from harness.storage import Storage, copy_tree
 from harness.store_option import add_option
 from harness.stores import Store, open_store
 
-#: Seconds after which everybody who waits for a daemon is freed; less than pytest's own limit, which cannot do that.
-WATCHDOG = 100
+#: Seconds before the limit of a test when everybody who waits for a daemon is freed, which the limit itself cannot do.
+MARGIN = 20
 
 _numbers = itertools.count(1)
 
@@ -54,12 +54,17 @@ def store(request: pytest.FixtureRequest) -> Store:
 @pytest.fixture
 def watchdog(request: pytest.FixtureRequest) -> Iterator[None]:
     """Ends all daemons under test when a test takes too long: a hang in the kernel becomes an error."""
-    limit = 3600 if request.node.get_closest_marker("soak") else WATCHDOG
-    timer = threading.Timer(limit, abort_all)
+    timer = threading.Timer(_limit_of(request) - MARGIN, abort_all)
     timer.daemon = True
     timer.start()
     yield
     timer.cancel()
+
+
+def _limit_of(request: pytest.FixtureRequest) -> float:
+    """Seconds that pytest-timeout gives a test."""
+    own = request.node.get_closest_marker("timeout")
+    return own.args[0] if own else float(request.config.getoption("timeout") or request.config.getini("timeout"))
 
 
 @pytest.fixture(scope="session")

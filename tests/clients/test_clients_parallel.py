@@ -86,6 +86,7 @@ def test_many_more(mounts, store: Store, tmp_path: Path, images: Images) -> None
         assert_clean(storage)
 
 
+@pytest.mark.timeout(300)
 def test_all_kinds_of_clients(target: Target, images: Images, tmp_path: Path) -> None:
     """Three of each client that is replayed, beside three skopeos; also images that share their layers."""
     layout = target.new_layout("r")
