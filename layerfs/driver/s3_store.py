@@ -7,15 +7,10 @@ wherever this process has begun one.
 
 from __future__ import annotations
 
-import asyncio
 import re
-import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final, TypeAlias
-from weakref import WeakValueDictionary
 
 from layerfs.driver.at_once import each, gather
 from layerfs.driver.interface import (
@@ -38,8 +33,9 @@ from layerfs.driver.objects import StoredObject
 from layerfs.driver.s3_answers import OpenUpload
 from layerfs.driver.s3_bucket import Bucket
 from layerfs.driver.s3_copies import Copies
+from layerfs.driver.s3_left_uploads import LeftUploads
 from layerfs.driver.s3_options import S3Options
-from layerfs.driver.s3_stored_upload import S3Version, StoredUpload, complete, find_upload, known_upload
+from layerfs.driver.s3_stored_upload import S3Version, StoredUpload, find_upload
 from layerfs.driver.s3_upload import S3Upload
 from layerfs.errors import (
     ContentChanged,
@@ -53,34 +49,9 @@ _UPLOAD_DATA: Final = re.compile(r"(?P<uploads>.*/_uploads/)[^/]+/data")
 _UPLOADS: Final = re.compile(r".*/_uploads")
 _UPLOAD_DIRECTORY: Final = re.compile(r".*/_uploads/[^/]+")
 
-#: Seconds without a change after which an upload of somebody else is not being written, and how often to look. If the
-#: last change is as long ago as the latter (nanoseconds), whatever the clocks say, there is no need to wait.
-_STILL: Final = 1.5
-_LOOKS: Final = 4
-_SURELY_STILL: Final = 300 * 10**9
-
-#: How many versions of such an upload are looked at by who reads it, if each is another one before it is read.
-_VERSIONS: Final = 3
-
-#: Paths that were written here, of which is kept what the next look at them would otherwise have to ask for.
-_WRITTEN_KEPT: Final = 4096
-
-
 # Named here because inside `Store` the word `list` is its method.
 Uploads: TypeAlias = list[OpenUpload]
 Keys: TypeAlias = list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """An upload as this process has left it."""
-
-    upload_id: str | None
-    version: S3Version
-
-
-class _BeingWritten(ContentChanged):
-    """An upload of somebody else that does not stand still for long enough to be repacked."""
 
 
 class Store(KeyedStorage):
@@ -90,10 +61,7 @@ class Store(KeyedStorage):
         self.bucket = Bucket(options)
         self._copies = Copies(self.bucket)
         self._live: dict[str, S3Upload] = {}
-        # Where this process has written: the upload that it has left, None once it is published.
-        self._written: OrderedDict[str, _Left | None] = OrderedDict()
-        # Held, by path, by whoever repacks an upload to read it, or makes it an object for good.
-        self._repacking: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._left = LeftUploads(self.bucket, self._copies)
 
     async def close(self) -> None:
         for upload in list(self._live.values()):
@@ -178,7 +146,7 @@ class Store(KeyedStorage):
         if self._may_be_upload(path):
             upload = (
                 self._written_here(path)
-                or (await self._find_left(path) if opened is None else None)
+                or (await self._left.find(path) if opened is None else None)
                 or await find_upload(self.bucket, path, opened=opened, look_at_object=False)
             )
             return FileInfo(path, False, upload.size, upload.modified_at) if upload is not None else None
@@ -187,17 +155,6 @@ class Store(KeyedStorage):
         except PathNotFound:
             return None
         return file_info(path, found)
-
-    async def _find_left(self, path: str) -> StoredUpload | None:
-        """An upload that this process has written before, if it is still open: found by one request, not two."""
-        left = self._written.get(path)
-        if left is None or left.upload_id is None:
-            return None
-        with suppress(ContentChanged):
-            state = await known_upload(self.bucket, path, left.upload_id)
-            # One without parts may have an object beside it that counts.
-            return state if state.parts else None
-        return None
 
     async def _opened_around(self, paths: Sequence[str]) -> dict[str, Uploads]:
         """The open uploads of directories that many of the paths are in, listed once for all."""
@@ -215,7 +172,7 @@ class Store(KeyedStorage):
         return live if live is not None and not live.has_failed else None
 
     def _may_be_upload(self, path: str) -> bool:
-        return path in self._live or path in self._written or _UPLOAD_DATA.fullmatch(path) is not None
+        return path in self._live or path in self._left or _UPLOAD_DATA.fullmatch(path) is not None
 
     # --- contents ------------------------------------------------------------------------------------------------
 
@@ -249,69 +206,7 @@ class Store(KeyedStorage):
                 if self._live.get(path) is live:
                     raise
                 # It was closed before it was this reader's turn.
-        return await self._read_left(path, offset, length, size)
-
-    async def _read_left(self, path: str, offset: int, length: int, size: int) -> bytes:
-        """Reads an upload that nobody writes in this process, from one version of it.
-
-        Somebody elsewhere who goes on with it can make another object of it between a look and the request for what
-        was found.
-        """
-        for _ in range(_VERSIONS - 1):
-            try:
-                return await self._read_version(path, offset, length, size)
-            except _BeingWritten:
-                raise
-            except ContentChanged:
-                continue
-        return await self._read_version(path, offset, length, size)
-
-    async def _read_version(self, path: str, offset: int, length: int, size: int) -> bytes:
-        end = offset + length
-        found = None
-        with suppress(ShortRead):  # while it is repacked it looks empty to who asks for its parts and its object
-            found = (await self._find_readable(path, end, size)).found
-        if found is None or found.size < end:
-            # The kernel asks for several pages at once: whoever comes later finds what the first has made.
-            async with self._repacking_of(path):
-                state = await self._find_readable(path, end, size)
-                found = state.found
-                if found is None or found.size < end:
-                    return await self._read_repacked(S3Upload(self.bucket, self._copies, path, state), offset, length)
-        return await self.bucket.get_range(path, offset, length, size=found.size, etag=found.etag)
-
-    def _repacking_of(self, path: str) -> asyncio.Lock:
-        return self._repacking.setdefault(path, asyncio.Lock())
-
-    async def _read_repacked(self, upload: S3Upload, offset: int, length: int) -> bytes:
-        content = await upload.read(offset, length)
-        if upload.path in self._written:
-            self._remember(upload)
-        return content
-
-    async def _find_readable(self, path: str, end: int, size: int) -> StoredUpload:
-        """An upload of somebody else, once it may be repacked so that its bytes up to `end` can be read.
-
-        Whoever writes it would have the ground taken from under his feet, and on AWS a part that is stored between our
-        looking and our completing is lost. So it must have stood still for a while.
-        """
-        state = await self._find_of_size(path, end, size)
-        for _ in range(_LOOKS):
-            readable = state.found.size if state.found is not None else 0
-            is_still = time.time_ns() - state.modified_at > _SURELY_STILL
-            if readable >= end or is_still or self._written.get(path) == _Left(state.upload_id, state.version):
-                return state
-            await asyncio.sleep(_STILL)
-            before, state = state, await self._find_of_size(path, end, size)
-            if before == state:
-                return state
-        raise _BeingWritten(path, "somebody else is writing it, and S3 lets nobody read it meanwhile")
-
-    async def _find_of_size(self, path: str, end: int, size: int) -> StoredUpload:
-        state = await find_upload(self.bucket, path, look_at_object=True)
-        if state is None or state.size < end:
-            raise ShortRead(path, f"it has {state.size if state is not None else 0} bytes now, not {size}")
-        return state
+        return await self._left.read(path, offset, length, size)
 
     async def read_sealed(self, path: str, offset: int, length: int, found: StoredObject) -> bytes:
         """Reads one version of an object and no other. Raises `ContentChanged`."""
@@ -339,16 +234,9 @@ class Store(KeyedStorage):
         finally:
             if self._live.get(upload.path) is upload:
                 del self._live[upload.path]
-                self._remember(upload)
+                self._left.remember(upload)
             # Who waits to read it must not repack it any more.
             upload.fence("it is not written here any more")
-
-    def _remember(self, upload: S3Upload) -> None:
-        # Of one that has failed it is not known what it is like.
-        self._written[upload.path] = _Left(upload.upload_id if not upload.has_failed else None, upload.version)
-        self._written.move_to_end(upload.path)
-        while len(self._written) > _WRITTEN_KEPT:
-            self._written.popitem(last=False)
 
     def is_live(self, path: str) -> bool:
         return path in self._live
@@ -356,61 +244,15 @@ class Store(KeyedStorage):
     async def seal(self, path: str) -> tuple[StoredObject, S3Version]:
         """Makes an upload an object, which nothing can be appended to. Returns it, and the version that it is of."""
         check_not_root(path)
-        async with self._repacking_of(path):
-            return await self._seal(path)
-
-    async def _seal(self, path: str) -> tuple[StoredObject, S3Version]:
-        live = self._written_here(path)
-        if live is not None:
-            await live.flush()
-        left = self._written.get(path)
-        known = live.upload_id if live is not None else left.upload_id if left is not None else None
-        state = await self._find_for_sealing(path, known)
-        if state is None:
+        async with self._left.repacking(path):
+            live = self._written_here(path)
+            if live is not None:
+                await live.flush()
+            known = live.upload_id if live is not None else None
+            sealed = await self._left.seal(path, known, is_upload=self._may_be_upload(path))
+        if sealed is None:
             raise await self._no_file(path)
-        if state.stray:
-            state = await self._without_stray(path, state)
-        if state.found is not None and state.is_object:
-            if state.upload_id is not None:
-                await self.bucket.abort_upload(path, state.upload_id)
-            return state.found, state.version
-        if not state.parts:
-            assert state.upload_id is not None  # noqa: S101
-            await self.bucket.abort_upload(path, state.upload_id)
-            await self.bucket.put(path, b"")
-            found = await self.bucket.head(path)
-            return found, S3Version(found.etag, found.size)
-        return await self._seal_parts(path, state)
-
-    async def _seal_parts(self, path: str, state: StoredUpload) -> tuple[StoredObject, S3Version]:
-        found = await complete(self.bucket, path, state)
-        version = state.version
-        if "-" in version.etag and found.etag != version.etag:
-            # Not made of the parts that were listed: of whatever it is, nobody knows anything yet.
-            version = S3Version(found.etag, found.size)
-        self._written[path] = _Left(None, version)
-        return found, version
-
-    async def _without_stray(self, path: str, state: StoredUpload) -> StoredUpload:
-        """Leaves out what comes after a gap."""
-        await S3Upload(self.bucket, self._copies, path, state).repack()
-        again = await find_upload(self.bucket, path, look_at_object=True)
-        if again is None or again.stray or again.size != state.size:
-            raise ContentChanged(path)
-        return again
-
-    async def _find_for_sealing(self, path: str, upload_id: str | None) -> StoredUpload | None:
-        if upload_id is not None:
-            with suppress(ContentChanged):
-                state = await known_upload(self.bucket, path, upload_id)
-                if state.parts:
-                    return state
-        if self._may_be_upload(path):
-            return await find_upload(self.bucket, path, look_at_object=True)
-        try:
-            return StoredUpload(None, (), (), await self.bucket.head(path))
-        except PathNotFound:
-            return None
+        return sealed
 
     async def _find_for_writing(self, path: str) -> StoredUpload | None:
         return await find_upload(self.bucket, path, look_at_object=True)
@@ -434,7 +276,7 @@ class Store(KeyedStorage):
             live.fence(reason)
             await self.end_writing(live)
         await self._abort(path, await self.bucket.list_uploads(path, self.key(path)))
-        self._written.pop(path, None)
+        self._left.forget(path)
 
     async def _remove(self, path: str, state: StoredUpload) -> None:
         await self._abort(path, await self.bucket.list_uploads(path, self.key(path)))
@@ -453,8 +295,7 @@ class Store(KeyedStorage):
     async def publish(self, source: str, found: StoredObject, destination: str) -> FileInfo | None:
         check_not_root(destination)
         copied = await self._copies.copy(source, destination, found)
-        if source in self._written:
-            self._written[source] = None
+        self._left.published(source)
         return file_info(destination, copied) if copied is not None else None
 
     async def move(self, source: str, destination: str) -> None:
@@ -469,7 +310,7 @@ class Store(KeyedStorage):
             found = await self.bucket.head(info.path)
         await self.publish(source, found, destination)
         await self.bucket.delete(source)
-        self._written.pop(source, None)
+        self._left.forget(source)
 
     async def delete(self, path: str) -> None:
         check_may_be_deleted(path)
@@ -480,36 +321,26 @@ class Store(KeyedStorage):
         if not is_file or self._may_be_upload(path):
             aborted = await self._abort(path, await self.bucket.list_uploads(path, self.key(path)))
         await self.bucket.delete_keys(path, keys)
-        self._forget(path)
+        self._left.forget_below(path)
         if not keys and not aborted:
             raise PathNotFound(path)
 
     async def _delete_below(self, directory: str, steps: Sequence[Sequence[str]]) -> None:
         await self._end_uploads_at(directory)
         keys = await self._keys_at(directory)
-        if not self._is_published_below(directory):
+        if not self._left.is_published(f"{directory}/data"):
             await self._abort(directory, await self.bucket.list_uploads(directory, self.key(directory)))
         for step in steps:
             beginnings = tuple(f"{self.key(path)}/" for path in step)
             own = [key for key in keys if f"{key}/".startswith(beginnings)]
             await self.bucket.delete_keys(directory, own)
             keys = [key for key in keys if not f"{key}/".startswith(beginnings)]
-        self._forget(directory)
+        self._left.forget_below(directory)
 
     async def _end_uploads_at(self, path: str) -> None:
         for upload in [live for live in self._live.values() if f"{live.path}/".startswith(f"{path}/")]:
             upload.fence("it was removed")
             await self.end_writing(upload)
-
-    def _forget(self, path: str) -> None:
-        """Nothing is at the path any more, nor below it."""
-        for written in [written for written in self._written if f"{written}/".startswith(f"{path}/")]:
-            del self._written[written]
-
-    def _is_published_below(self, directory: str) -> bool:
-        """Whether what was uploaded there is known to be an open upload no more."""
-        data = f"{directory}/data"
-        return data in self._written and self._written[data] is None
 
     async def _keys_at(self, path: str) -> Keys:
         """The keys of a file and of all that is below it, as far as there is anything."""

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from layerfs.driver import s3_store
+from layerfs.driver import s3_left_uploads
 from layerfs.driver.interface import FileWriter
 from layerfs.driver.s3 import S3Driver
 from layerfs.errors import ContentChanged, DriverError
@@ -131,7 +131,7 @@ async def test_an_upload_is_what_was_written(
     drivers: Callable[..., S3Driver], stored, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Whatever happens, no flushed byte is lost, no byte is another one, and every size is right."""
-    monkeypatch.setattr(s3_store, "_STILL", 0.01)
+    monkeypatch.setattr(s3_left_uploads, "_STILL", 0.01)
     model = Model(drivers, seed)
     await model.write()
     for _ in range(25):
