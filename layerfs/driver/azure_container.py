@@ -1,37 +1,31 @@
 """The requests that can be made of a container, each a method: paths in, the driver's errors out. Runs on asyncio.
 
-There is one layer of retries, the SDK's, which goes on for as long as `patience` says, and every request has a deadline
-over all its tries. An append that was tried again, or whose answer was lost, looks like another's: so the end of the
-blob is compared before it counts as such.
+How they are made, and made again, is the business of `azure_client`. An append that was tried again, or whose answer
+was lost, looks like another's: so the end of the blob is compared before it counts as such.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, Final, TypeVar, cast
-from urllib.parse import urlsplit
 
 from azure.core import MatchConditions
-from azure.core.exceptions import AzureError, HttpResponseError
 from azure.storage.blob import BlobProperties, BlobSasPermissions, BlobType, generate_blob_sas
-from azure.storage.blob.aio import BlobServiceClient, ContainerClient, ExponentialRetry
+from azure.storage.blob.aio import ContainerClient
 
 from layerfs.driver.at_once import ByteBudget, gather
-from layerfs.driver.azure_errors import azure_error, error_code, failing
+from layerfs.driver.azure_client import Client
+from layerfs.driver.azure_errors import CopyPending, OtherKind, SourceUnreadable
 from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Objects, Page, StoredObject
-from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, seconds_asked_for
-from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
-    AccessDenied,
     BackendFailure,
     ContentChanged,
     ContentTooLarge,
@@ -49,12 +43,6 @@ WRITE_REQUESTS: Final = 20
 #: Bytes that all uploads together have on their way.
 BLOCK_MEMORY: Final = 256 * MEBIBYTE
 
-#: Of a request: more than there is ever time for.
-_MOST_TRIES: Final = 1000
-
-#: A status that Azure's own servers do not use, but what stands before them may.
-_TOO_MANY_REQUESTS: Final = 429
-
 #: A copy within an account is done when it is answered, as a rule. Else it is looked at after so many seconds, twice as
 #: many each time, and given up after this time.
 _FIRST_LOOK: Final = 0.05
@@ -63,9 +51,6 @@ _COPY_DEADLINE: Final = 900.0
 
 #: Blobs that one request deletes.
 _DELETED_AT_ONCE: Final = 256
-
-#: Bytes above which the SDK would make several requests of one; no read here is larger.
-_LARGEST_GET: Final = 256 * MEBIBYTE
 
 #: Has the SDK unpack nothing, whatever a blob says of its encoding: digests are of what is stored.
 _AS_STORED: Final[Mapping[str, Any]] = {"decompress": False}
@@ -97,26 +82,14 @@ class Container(Objects):
         self.block_memory = ByteBudget(BLOCK_MEMORY)
         #: And their memory.
         self.block_buffers = BufferPool(options.block_size, kept=max(1, BLOCK_MEMORY // options.block_size))
-        self._resources = contextlib.AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._service: BlobServiceClient | None = None
-        self._client: ContainerClient | None = None
-        self._endpoint = options.endpoint_url or ""
-        self._is_logged_in = False
-        self._patience = Patience(options.read_timeout)
+        self._client = Client(options)
         self._knows_account = False
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
         self._writes = asyncio.Semaphore(WRITE_REQUESTS)
 
-    @property
-    def description(self) -> str:
-        """The container and where it is, for messages."""
-        return f"container {self.options.container!r} at {self._endpoint or 'Azure'}"
-
     async def close(self) -> None:
-        self._client = self._service = None
-        await self._resources.aclose()
+        await self._client.close()
 
     # --- blobs ---------------------------------------------------------------------------------------------------
 
@@ -154,8 +127,8 @@ class Container(Objects):
     def _hierarchical(self) -> UnknownSource:
         return UnknownSource(
             f"az://{self.options.container}",
-            f"the account at {self._endpoint} has a hierarchical namespace (Data Lake Storage), in which directories "
-            "are blobs: layerfs needs an account without one",
+            f"the account at {self._client.endpoint} has a hierarchical namespace (Data Lake Storage), in which "
+            "directories are blobs: layerfs needs an account without one",
         )
 
     async def get(self, path: str, *, limit: int) -> bytes:
@@ -178,7 +151,7 @@ class Container(Objects):
         if size > limit:
             raise ContentTooLarge(path, f"{size} bytes, more than {limit}")
         if len(content) != size:
-            raise ShortRead(path, f"{self.description} sent {len(content)} of {size} bytes")
+            raise ShortRead(path, f"{self._client.description} sent {len(content)} of {size} bytes")
         return content
 
     async def get_range(
@@ -208,7 +181,7 @@ class Container(Objects):
 
         async def upload(client: ContainerClient) -> object:
             return await client.get_blob_client(self.key(path)).upload_blob(
-                content, overwrite=True, validate_content=self._has_sums
+                content, overwrite=True, validate_content=self._client.has_sums
             )
 
         await self._replacing(path, lambda: self._ask(self._writes, path, upload, length=len(content)))
@@ -243,7 +216,7 @@ class Container(Objects):
                 cast(IO[bytes], Body(block)),
                 length=len(block),
                 appendpos_condition=blob.size,
-                validate_content=self._has_sums,
+                validate_content=self._client.has_sums,
                 **_if_is(blob.etag),
             )
             blocks = int(answer["blob_committed_block_count"])
@@ -279,7 +252,7 @@ class Container(Objects):
         """What `make` gives; Azure does not let it replace a blob of another kind, so then that is deleted first."""
         try:
             return await make()
-        except _OtherKind:
+        except OtherKind:
             await self._delete(path)
             return await make()
 
@@ -324,19 +297,19 @@ class Container(Objects):
             async with asyncio.timeout(_COPY_DEADLINE):
                 return await self._replacing(destination, lambda: self._copy(source, destination, found))
         except TimeoutError as error:
-            raise BackendFailure(destination, f"{self.description} takes too long to copy it") from error
+            raise BackendFailure(destination, f"{self._client.description} takes too long to copy it") from error
         except PathNotFound as error:
             raise ContentChanged(source, "it was removed while it was copied") from error
 
     async def _copy(self, source: str, destination: str, found: StoredObject) -> StoredObject:
         try:
             copied = await self._start_copy(source, destination, found, is_signed=False)
-        except _SourceUnreadable:
+        except SourceUnreadable:
             # Being logged in is not enough for the store to read what it copies, everywhere.
-            if not self._is_logged_in:
+            if not self._client.is_logged_in:
                 raise
             copied = await self._start_copy(source, destination, found, is_signed=True)
-        except _CopyPending:
+        except CopyPending:
             await self._wait_for_copy(destination)
             copied = await self._start_copy(source, destination, found, is_signed=False)
         if copied is None:
@@ -372,14 +345,13 @@ class Container(Objects):
             if _is_whole(now):
                 return _blob(now)
             if now.copy.status != "pending":
-                raise BackendFailure(destination, f"{self.description} has not copied it: {now.copy.status}")
+                raise BackendFailure(destination, f"{self._client.description} has not copied it: {now.copy.status}")
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_LOOK)
 
     async def _sign(self, path: str) -> str:
         """Leave to read a blob for a while, in the name of the user who is logged in."""
-        service = self._service
-        assert service is not None  # noqa: S101 - there was a request
+        service = self._client.service
         now = datetime.now(UTC)
         # Clocks differ by minutes.
         begin, end = now - timedelta(minutes=15), now + _SIGNED_FOR
@@ -419,7 +391,7 @@ class Container(Objects):
         prefixes = [prefix.name for prefix in found if not isinstance(prefix, BlobProperties)]
         return Page(objects, prefixes, is_last=following is None), following
 
-    # --- the SDK -------------------------------------------------------------------------------------------------
+    # --- asking --------------------------------------------------------------------------------------------------
 
     async def _ask(
         self,
@@ -430,157 +402,7 @@ class Container(Objects):
         length: int = 0,
     ) -> _Result:
         async with limit:
-            try:
-                async with self._patience.request(self._patience.deadline(length)):
-                    return await request(await self._open())
-            except DriverError:
-                raise
-            except Exception as error:
-                failure = azure_error(error, path, store=self.description)
-                special = _SPECIAL.get(error_code(error))
-                if special is not None:
-                    raise special(path, failure.detail) from error
-                raise failure from error
-
-    async def _open(self) -> ContainerClient:
-        if self._client is None:
-            async with self._opening:
-                if self._client is None:
-                    self._client = await self._connect()
-        return self._client
-
-    @property
-    def _has_sums(self) -> bool:
-        """Whether what is sent has its MD5 with it: without TLS nothing else would tell the store that it arrived as
-        something else. It costs more CPU than all the rest of an upload."""
-        return self._endpoint.startswith("http://")
-
-    async def _connect(self) -> ContainerClient:
-        try:
-            service = await self._resources.enter_async_context(await self._create_service())
-        except ValueError as error:
-            # Its text may have the secret in it.
-            reason = "the connection string, key or token in the environment is malformed"
-            raise UnknownSource(f"az://{self.options.container}", reason) from error
-        self._service = service
-        address = urlsplit(service.primary_endpoint)
-        self._endpoint = f"{address.scheme}://{address.netloc}{address.path.rstrip('/')}"
-        return service.get_container_client(self.options.container)
-
-    async def _create_service(self) -> BlobServiceClient:
-        options, environment = self.options, os.environ
-        if options.verify_tls and options.ca_file is not None:
-            trusting(options.ca_file, setting="ca_file", source=f"az://{options.container}")
-        settings: dict[str, Any] = {
-            "retry_policy": _Retries(),
-            "raw_response_hook": self._look_at,
-            "connection_timeout": CONNECT_TIMEOUT,
-            "read_timeout": options.read_timeout,
-            "connection_verify": (options.ca_file or True) if options.verify_tls else False,
-            "max_single_get_size": _LARGEST_GET,
-            "max_chunk_get_size": _LARGEST_GET,
-            "connection_data_block_size": MEBIBYTE,
-        }
-        connection = options.connection_string
-        if connection is None and options.account is None and options.endpoint_url is None:
-            connection = environment.get("AZURE_STORAGE_CONNECTION_STRING")
-        if connection:
-            return BlobServiceClient.from_connection_string(connection, **settings)
-        account = (
-            options.account or environment.get("AZURE_STORAGE_ACCOUNT") or environment.get("AZURE_STORAGE_ACCOUNT_NAME")
-        )
-        if not account:
-            raise UnknownSource(
-                f"az://{options.container}",
-                "of which account? Say az://…?account=NAME, or set AZURE_STORAGE_ACCOUNT or "
-                "AZURE_STORAGE_CONNECTION_STRING",
-            )
-        endpoint = options.endpoint_url or f"https://{account}.blob.{options.realm}"
-        credential = await self._credential(account)
-        if self._is_logged_in and endpoint.startswith("http://"):
-            raise UnknownSource(
-                f"az://{options.container}",
-                f"the token of a login is not sent to {endpoint} without TLS: say https://, or give a key in "
-                "AZURE_STORAGE_KEY",
-            )
-        return BlobServiceClient(endpoint, credential=credential, **settings)
-
-    def _look_at(self, answer: Any) -> None:
-        """Of every answer, before the SDK's rule for trying again is asked about it."""
-        self._patience.answered()
-        if answer.http_response.status_code == _TOO_MANY_REQUESTS:
-            # To that rule this is an answer like others; that there is an error it is always asked about.
-            raise HttpResponseError(response=answer.http_response)
-
-    async def _credential(self, account: str) -> Any:
-        options, environment = self.options, os.environ
-        if options.tenant_id and options.client_id and options.client_secret:
-            from azure.identity.aio import ClientSecretCredential
-
-            self._is_logged_in = True
-            principal = ClientSecretCredential(options.tenant_id, options.client_id, options.client_secret)
-            return await self._resources.enter_async_context(principal)
-        key = (
-            self.options.account_key
-            or environment.get("AZURE_STORAGE_KEY")
-            or environment.get("AZURE_STORAGE_ACCOUNT_KEY")
-        )
-        if key:
-            # With the name: it cannot be told from every endpoint.
-            return {"account_name": account, "account_key": key}
-        token = self.options.sas_token or environment.get("AZURE_STORAGE_SAS_TOKEN")
-        if token:
-            return token.removeprefix("?")
-        # Not before it is needed: it takes half a second to import.
-        from azure.identity.aio import DefaultAzureCredential
-
-        self._is_logged_in = True
-        return await self._resources.enter_async_context(DefaultAzureCredential())
-
-
-class _Retries(ExponentialRetry):
-    """The SDK's, for as long as `patience` says, and with its pauses: the SDK's begin with 15 seconds."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            retry_total=_MOST_TRIES, retry_connect=_MOST_TRIES, retry_read=_MOST_TRIES, retry_status=_MOST_TRIES
-        )
-
-    def increment(
-        self, settings: dict[str, Any], request: Any, response: Any = None, error: AzureError | None = None
-    ) -> bool:
-        """Whether there is to be another try."""
-        answer = response if error is None else getattr(error, "response", None)
-        failed = failing(response.status_code if error is None else error)
-        at_least = seconds_asked_for(answer.headers) if answer is not None else 0.0
-        settings["pause"] = current_tries().pause(failed, at_least=at_least)
-        return settings["pause"] is not None and super().increment(settings, request, response, error)
-
-    def get_backoff_time(self, settings: dict[str, Any]) -> float:
-        pause: float = settings["pause"]
-        return pause
-
-
-# What Azure answers where this module knows more to do than to fail; none of these means anything outside of it.
-
-
-class _OtherKind(BackendFailure):
-    """A blob of another kind is in the way."""
-
-
-class _CopyPending(ContentChanged):
-    """Another copy to the same place is under way."""
-
-
-class _SourceUnreadable(AccessDenied):
-    """The store may not read what it is to copy."""
-
-
-_SPECIAL: Final[dict[str, type[DriverError]]] = {
-    "InvalidBlobType": _OtherKind,
-    "PendingCopyOperation": _CopyPending,
-    "CannotVerifyCopySource": _SourceUnreadable,
-}
+            return await self._client.ask(path, request, length=length)
 
 
 async def _read_all(answer: Any) -> bytes:

@@ -27,6 +27,21 @@ from layerfs.errors import (
     UnsupportedByDriver,
 )
 
+# What Azure answers where `azure_container` knows more to do than to fail; none of these means anything outside of it.
+
+
+class OtherKind(BackendFailure):
+    """A blob of another kind is in the way."""
+
+
+class CopyPending(ContentChanged):
+    """Another copy to the same place is under way."""
+
+
+class SourceUnreadable(AccessDenied):
+    """The store may not read what it is to copy."""
+
+
 _NO_CONTAINER: Final = "there is no such container"
 _LEASED: Final = "somebody else has a lease on it"
 
@@ -54,6 +69,9 @@ _BY_CODE: Final[dict[str, Meaning]] = {
     "BlobArchived": (BackendFailure, "it is in the archive tier: rehydrate it first"),
     "BlobBeingRehydrated": (BackendFailure, "it is being brought back from the archive tier"),
     "FeatureVersionMismatch": (UnsupportedByDriver, ""),
+    "InvalidBlobType": (OtherKind, ""),
+    "PendingCopyOperation": (CopyPending, ""),
+    "CannotVerifyCopySource": (SourceUnreadable, ""),
 }
 
 _NETWORK: Final = Network(
@@ -91,13 +109,13 @@ def failing(failure: BaseException | int) -> Failing:
     return _NETWORK.failing(failure)
 
 
-def error_code(error: BaseException) -> str:
+def _response_error(error: exceptions.HttpResponseError, path: str, store: str) -> DriverError:
+    code, status = _error_code(error), error.status_code or 0
+    meaning = _BY_CODE.get(code) or BY_STATUS.get(status) or UNKNOWN
+    return answered(f"{status} {code}".rstrip(), meaning, path, store=store)
+
+
+def _error_code(error: exceptions.HttpResponseError) -> str:
     """Azure's code of an error; empty if there is none."""
     code = getattr(error, "error_code", None)
     return str(getattr(code, "value", code) or "")
-
-
-def _response_error(error: exceptions.HttpResponseError, path: str, store: str) -> DriverError:
-    code, status = error_code(error), error.status_code or 0
-    meaning = _BY_CODE.get(code) or BY_STATUS.get(status) or UNKNOWN
-    return answered(f"{status} {code}".rstrip(), meaning, path, store=store)

@@ -3,8 +3,8 @@
 The JSON interface, spoken directly: of Google's own libraries only the one for credentials is used, because those for
 storage have no way to make an upload's requests conditional, retry in layers, and bring gRPC along.
 
-There is one layer of retries, here, which goes on for as long as `patience` says, and every request has a deadline over
-all its tries. All that is repeated either changes nothing by that, or is bound to a generation and so done once.
+`gcs_client` makes requests, and makes them again. All that is repeated either changes nothing by that, or is bound to a
+generation and so done once.
 """
 
 from __future__ import annotations
@@ -14,32 +14,22 @@ import base64
 import contextlib
 import functools
 import json
-import logging
-import math
-import os
-import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import aiohttp
-import google.auth
-import google.auth.exceptions
-import google.auth.transport.requests
 import google_crc32c
 
 from layerfs.driver.at_once import ByteBudget, gather
-from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
-from layerfs.driver.gcs_errors import ResponseError, failing, gcs_error
+from layerfs.driver.gcs_client import BATCH, Client
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
-from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, Tries, seconds_asked_for
-from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     BackendFailure,
@@ -72,10 +62,6 @@ _DELETED_AT_ONCE: Final = 100
 #: Seconds for which a bucket counts as being there that has answered.
 _THERE_FOR: Final = 10.0
 
-_ENDPOINT: Final = "https://storage.googleapis.com"
-_BATCH: Final = "/batch/storage/v1"
-_SCOPES: Final = ("https://www.googleapis.com/auth/devstorage.read_write",)
-
 #: What distribution's driver says an object is that stands for an upload session of its, and what this one says of its
 #: own unfinished uploads: so no registry takes one of those for something that it could go on with.
 SESSION_TYPE: Final = "application/x-docker-upload-session"
@@ -87,9 +73,6 @@ _AS_STORED: Final = {"Accept-Encoding": "gzip"}
 _FIELDS: Final = "name,size,generation,crc32c,updated,contentType,metadata"
 
 _Result = TypeVar("_Result")
-
-# It warns of credentials that say no project; a bucket does not care.
-logging.getLogger("google.auth._default").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,40 +95,28 @@ class GcsBucket(Objects):
         self.part_memory = ByteBudget(PART_MEMORY)
         #: And their memory.
         self.part_buffers = BufferPool(options.part_size, kept=max(1, PART_MEMORY // options.part_size))
-        emulator = os.environ.get("STORAGE_EMULATOR_HOST")
-        if emulator and "://" not in emulator:
-            emulator = f"http://{emulator}"
-        self._endpoint = (options.endpoint_url or emulator or _ENDPOINT).rstrip("/")
         self._objects_url = f"/storage/v1/b/{quote(options.bucket, safe='')}/o"
-        self._session: aiohttp.ClientSession | None = None
-        self._patience = Patience(options.read_timeout)
-        self._seen_at = -math.inf
-        self._tokens = _Tokens(options) if urlsplit(self._endpoint).scheme == "https" else None
+        self._client = Client(options, connections=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS)
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
         self._writes = asyncio.Semaphore(WRITE_REQUESTS)
 
-    @property
-    def description(self) -> str:
-        """The bucket and where it is, for messages."""
-        return f"bucket {self.options.bucket!r} at {self._endpoint}"
-
     async def close(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._client.close()
 
     # --- objects -------------------------------------------------------------------------------------------------
 
     async def head(self, path: str) -> GcsObject:
         async def look() -> GcsObject:
-            return _object(await self._json("GET", self._object_url(path), {"fields": _FIELDS}))
+            return _object(await self._client.json("GET", self._object_url(path), {"fields": _FIELDS}))
 
         return await self._ask(self._metadata, path, look)
 
     async def get(self, path: str, *, limit: int) -> bytes:
         async def read() -> bytes:
-            async with self._request("GET", self._object_url(path), {"alt": "media"}, headers=_AS_STORED) as answer:
+            async with self._client.request(
+                "GET", self._object_url(path), {"alt": "media"}, headers=_AS_STORED
+            ) as answer:
                 self._check_readable(path, answer)
                 size = int(answer.headers["Content-Length"])
                 if size > limit:
@@ -169,7 +140,7 @@ class GcsBucket(Objects):
 
         async def read() -> tuple[int, bytes]:
             query = {"alt": "media", **condition}
-            async with self._request("GET", self._object_url(path), query, headers=wanted) as answer:
+            async with self._client.request("GET", self._object_url(path), query, headers=wanted) as answer:
                 self._check_readable(path, answer)
                 if etag is not None and _etag_of(answer) != etag:
                     answer.close()
@@ -202,9 +173,11 @@ class GcsBucket(Objects):
         checksum = encode_crc32c(google_crc32c.value(content))
 
         async def upload() -> GcsObject:
-            stored = _object(await self._json("POST", f"/upload{self._objects_url}", query, content, content_type))
+            stored = _object(
+                await self._client.json("POST", f"/upload{self._objects_url}", query, content, content_type)
+            )
             if (stored.size, stored.crc32c) != (len(content), checksum):
-                raise BackendFailure(path, f"{self.description} has stored other bytes than it was sent")
+                raise BackendFailure(path, f"{self._client.description} has stored other bytes than it was sent")
             return stored
 
         try:
@@ -235,7 +208,7 @@ class GcsBucket(Objects):
         size = found.size + sum(part.size for _, part in parts)
 
         async def append() -> GcsObject:
-            return _object(await self._json("POST", f"{self._object_url(path)}/compose", query, _json(body)))
+            return _object(await self._client.json("POST", f"{self._object_url(path)}/compose", query, _json(body)))
 
         try:
             composed = await self._ask(self._writes, path, append)
@@ -273,14 +246,16 @@ class GcsBucket(Objects):
         try:
             async with asyncio.timeout(_COPY_DEADLINE):
                 while True:
-                    rewrite = functools.partial(self._json, "POST", url, query, _json({"contentType": _CONTENT_TYPE}))
+                    rewrite = functools.partial(
+                        self._client.json, "POST", url, query, _json({"contentType": _CONTENT_TYPE})
+                    )
                     answer = await self._ask(self._writes, destination, rewrite)
                     if answer.get("done"):
                         break
                     # As a rule it is done at once; between classes or places it takes some turns.
                     query = {**query, "rewriteToken": answer["rewriteToken"]}
         except TimeoutError as error:
-            raise BackendFailure(destination, f"{self.description} takes too long to copy it") from error
+            raise BackendFailure(destination, f"{self._client.description} takes too long to copy it") from error
         except PathNotFound as error:
             raise ContentChanged(source, "it was removed while it was copied") from error
         copied = _object(answer["resource"])
@@ -297,7 +272,7 @@ class GcsBucket(Objects):
 
     async def _delete(self, path: str) -> None:
         async def delete() -> None:
-            await self._json("DELETE", self._object_url(path), {})
+            await self._client.json("DELETE", self._object_url(path), {})
 
         with contextlib.suppress(PathNotFound):
             await self._ask(self._writes, path, delete)
@@ -314,7 +289,7 @@ class GcsBucket(Objects):
 
         async def delete() -> list[int]:
             content_type = f"multipart/mixed; boundary={boundary}"
-            async with self._request("POST", _BATCH, {}, body, content_type) as answer:
+            async with self._client.request("POST", BATCH, {}, body, content_type) as answer:
                 return _statuses(await answer.read())
 
         try:
@@ -341,14 +316,14 @@ class GcsBucket(Objects):
 
     async def _page(self, path: str, query: Mapping[str, str]) -> tuple[Page, str | None]:
         async def fetch() -> dict[str, Any]:
-            return await self._json("GET", self._objects_url, query)
+            return await self._client.json("GET", self._objects_url, query)
 
         try:
             answer = await self._ask(self._metadata, path, fetch)
         except PathNotFound as error:
             # Of a bucket that is there even nothing can be listed.
             raise UnknownSource(
-                f"gs://{self.options.bucket}", f"{self.description}: there is no such bucket"
+                f"gs://{self.options.bucket}", f"{self._client.description}: there is no such bucket"
             ) from error
         token = answer.get("nextPageToken")
         objects = {found["name"]: _object(found) for found in answer.get("items", [])}
@@ -359,10 +334,10 @@ class GcsBucket(Objects):
 
         Of an object that is missing Google says the same as of one in a bucket that is missing.
         """
-        if time.monotonic() - self._seen_at > _THERE_FOR:
+        if time.monotonic() - self._client.answered_at > _THERE_FOR:
             await self._page(path, {"prefix": self.key(path), "maxResults": "1"})
 
-    # --- HTTP ----------------------------------------------------------------------------------------------------
+    # --- asking --------------------------------------------------------------------------------------------------
 
     def _object_url(self, path: str) -> str:
         return f"{self._objects_url}/{quote(self.key(path), safe='')}"
@@ -376,141 +351,7 @@ class GcsBucket(Objects):
         length: int = 0,
     ) -> _Result:
         async with limit:
-            try:
-                async with self._patience.request(self._patience.deadline(length)) as tries:
-                    return await self._try(request, tries)
-            except DriverError:
-                raise
-            except Exception as error:
-                raise gcs_error(error, path, store=self.description) from error
-
-    async def _try(self, request: Callable[[], Awaitable[_Result]], tries: Tries) -> _Result:
-        has_new_token = False
-        while True:
-            try:
-                return await request()
-            except Exception as error:
-                is_unauthorized = isinstance(error, ResponseError) and error.status == 401
-                if is_unauthorized and self._tokens is not None and not has_new_token:
-                    self._tokens.forget()
-                    has_new_token = True
-                    continue
-                pause = tries.pause(
-                    failing(error), at_least=error.asks_for if isinstance(error, ResponseError) else 0.0
-                )
-                if pause is None:
-                    raise
-            await asyncio.sleep(pause)
-
-    async def _json(
-        self,
-        method: str,
-        url: str,
-        query: Mapping[str, str],
-        body: bytes | None = None,
-        content_type: str = "application/json",
-    ) -> dict[str, Any]:
-        """What a request answers; empty if it is nothing."""
-        async with self._request(method, url, query, body, content_type) as answer:
-            content = await answer.read()
-        parsed = json.loads(content) if content else None
-        return parsed if isinstance(parsed, dict) else {}
-
-    @contextlib.asynccontextmanager
-    async def _request(
-        self,
-        method: str,
-        url: str,
-        query: Mapping[str, str],
-        body: bytes | None = None,
-        content_type: str = "",
-        headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One try. Raises `ResponseError`, or what the client raises."""
-        sent = {"Accept-Encoding": "identity", **(headers or {})}
-        if body is not None:
-            sent["Content-Type"] = content_type
-            sent["Content-Length"] = str(len(body))
-        if self._tokens is not None:
-            sent["Authorization"] = f"Bearer {await self._tokens.get()}"
-        if self.options.user_project is not None:
-            query = {**query, "userProject": self.options.user_project}
-        async with self._open().request(
-            method,
-            self._endpoint + url,
-            params=query,
-            data=None if body is None else Body(body),
-            headers=sent,
-            allow_redirects=False,
-        ) as answer:
-            self._patience.answered()
-            if answer.status >= 300:
-                body_of_error = await answer.content.read(64 << 10)
-                raise ResponseError(answer.status, body_of_error, asks_for=seconds_asked_for(answer.headers))
-            if url != _BATCH:
-                self._seen_at = time.monotonic()
-            yield answer
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=METADATA_REQUESTS + READ_REQUESTS + WRITE_REQUESTS, ssl=self._tls_context()
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self.options.read_timeout
-                ),
-                auto_decompress=False,
-                trust_env=True,
-            )
-        return self._session
-
-    def _tls_context(self) -> ssl.SSLContext | bool:
-        if not self.options.verify_tls:
-            return False
-        if self.options.ca_file is None:
-            return True
-        return trusting(self.options.ca_file, setting="ca_file", source=f"gs://{self.options.bucket}")
-
-
-class _Tokens:
-    """Access tokens, from wherever Google's library finds credentials; renewed in time, by one task at a time."""
-
-    def __init__(self, options: GcsOptions) -> None:
-        self._options = options
-        self._credentials: Any = None
-        self._renewing = asyncio.Lock()
-
-    async def get(self) -> str:
-        if not self._is_valid():
-            async with self._renewing:
-                if not self._is_valid():
-                    # Blocking, also where the credentials are in a file: they are exchanged for a token.
-                    await asyncio.to_thread(self._renew)
-        return str(self._credentials.token)
-
-    def forget(self) -> None:
-        """Has the next request get a new one."""
-        if self._credentials is not None:
-            self._credentials.token = None
-
-    def _is_valid(self) -> bool:
-        return self._credentials is not None and bool(self._credentials.valid)
-
-    def _renew(self) -> None:
-        if self._credentials is None:
-            if self._options.credentials is not None:
-                self._credentials, _ = google.auth.load_credentials_from_dict(  # type: ignore[no-untyped-call]
-                    dict(self._options.credentials), scopes=_SCOPES
-                )
-            elif self._options.credentials_file is not None:
-                self._credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
-                    self._options.credentials_file, scopes=_SCOPES
-                )
-            else:
-                self._credentials, _ = google.auth.default(scopes=_SCOPES)
-        self._credentials.refresh(google.auth.transport.requests.Request())
+            return await self._client.ask(path, request, length=length)
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
