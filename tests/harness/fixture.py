@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[3] / "shared/fixtures/make_fixture.sh"
 
 
+#: Below those that Linux gives to whoever connects somewhere, as tests beside this one do all the time.
+_PORTS = range(15_000, 32_768)
+#: Not the one that tests set to begin the same in every run, and so in every process.
+_dice = random.SystemRandom()
+
+
 def free_port() -> int:
-    """A TCP port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on at the moment, and that nobody is given by chance until it is used."""
+    while True:
+        port = _dice.choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def make_fixture(directory: Path) -> Path:
