@@ -29,6 +29,9 @@ OPERATIONS = "layerfs.operations"
 START_LIMIT = 30
 STOP_LIMIT = 20
 
+#: Seconds for what was refused to be in the log.
+LOG_LIMIT = 10
+
 #: Questions that tools ask of every file; the answer "no" is not worth a declaration.
 ASKED_BY_TOOLS = ("ENODATA", "EOPNOTSUPP", "ERANGE")
 
@@ -348,7 +351,7 @@ def _name(code: int | None) -> str:
 
 
 def _wait_for(condition, what: str, mount: Mount) -> None:
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + LOG_LIMIT
     while not condition():
         assert time.monotonic() < deadline, f"not logged: {what}\nlog:\n{mount.log_text()}"
         time.sleep(0.02)  # polling interval

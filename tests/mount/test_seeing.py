@@ -180,7 +180,7 @@ def test_status_of_several_mounts(stored: Storage, mounts: Callable[..., Mount])
     assert said[str(two.path)]["status"]["read_only"] is True
     assert said[str(one.path)]["state"] == "serving"
     assert list(status(two.path, code=OK)) == [str(two.path)]
-    text = run(COMMAND, "status").stdout
+    text = run(COMMAND, "status", check=False).stdout
     for each in (one, two):
         assert f"{each.path}  serving  {stored.source.partition('?')[0]}" in text
 
@@ -213,7 +213,7 @@ def test_a_mount_that_hangs(stored: Storage, mounts: Callable[..., Mount]) -> No
     try:
         began_at = time.monotonic()
         said = status(code=FAILED)
-        assert time.monotonic() - began_at < 9, "both at the same time: 5 s, and a busy machine"
+        assert time.monotonic() - began_at < 10, "both at the same time: 5 s, and a busy machine"
     finally:
         for each in (hung, also_hung):
             each.process.send_signal(signal.SIGCONT)

@@ -22,6 +22,9 @@ Payload = Callable[[int], bytes]
 #: The requests that store what is written, by the names that the proxies have for them.
 STORING = {"azure": ["append"], "gcs": ["upload", "compose"]}
 
+#: Seconds that a busy machine takes besides.
+LATE = 4
+
 
 async def test_a_lost_answer_does_no_harm(place, payload: Payload) -> None:
     """A request that was carried out, and whose answer never came, is neither repeated in the data nor an error."""
@@ -80,14 +83,14 @@ async def test_a_store_that_stays_busy(place) -> None:
     with pytest.raises(BackendFailure, match=r"'registry' at http://127\.0\.0\.1.* answered 503 .*fewer requests"):
         await driver.stat("/a")
     assert place.relay.counts["stat"] > 3
-    assert 4 < time.monotonic() - started < 6
+    assert 4 < time.monotonic() - started < 6 + LATE
 
 
 async def test_a_store_that_stumbles_each_time(place) -> None:
     """As with an object that it has lost: that is not worth waiting for."""
     driver = place.driver()
     place.relay.fail("refuse", "stat", status=500, code="InternalError", times=100)
-    with trio.fail_after(6), pytest.raises(BackendFailure, match="answered 500"):
+    with trio.fail_after(20), pytest.raises(BackendFailure, match="answered 500"):
         await driver.stat("/a")
     assert place.relay.counts["stat"] == 3
 
@@ -123,7 +126,7 @@ async def test_a_store_that_says_nothing(place) -> None:
     started = time.monotonic()
     with pytest.raises(BackendFailure, match=r"'registry' at http.* does not answer in time"):
         await driver.stat("/a")
-    assert 1.4 < time.monotonic() - started < 3
+    assert 1.4 < time.monotonic() - started < 2.1 + LATE
 
 
 async def test_what_waits_for_the_store_can_be_cancelled_at_once(place) -> None:
@@ -135,7 +138,7 @@ async def test_what_waits_for_the_store_can_be_cancelled_at_once(place) -> None:
     with trio.move_on_after(0.3) as scope:
         await driver.get_content("/a", limit=10)
     assert scope.cancelled_caught
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 0.3 + LATE
     assert await driver.get_content("/a", limit=10) == b"content"
 
 
@@ -144,7 +147,7 @@ async def test_nobody_listens(place) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     driver = place.driver(endpoint_url=nowhere)
     with (
-        trio.fail_after(6),
+        trio.fail_after(20),
         pytest.raises(BackendFailure, match=f"at {nowhere} cannot be reached.*ECONNREFUSED") as caught,
     ):
         await driver.stat("/a")

@@ -49,7 +49,7 @@ def test_who_waits_can_be_ended(mountable, mounts: Mounts, payload: Payload, ope
         started = time.monotonic()
         program.send_signal(number)
         assert program.wait(20) == -number
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 10
     mountable.relay.heal()
     forgive_refusals(mount)
     assert (mount.path / "a/_uploads/layer.tar").stat().st_size >= MEBIBYTE

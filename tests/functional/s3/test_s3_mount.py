@@ -100,7 +100,7 @@ def test_a_stuck_read_can_be_interrupted_and_holds_nobody_up(mounted: Mount, pro
         started = time.monotonic()
         cat.send_signal(signal.SIGINT)
         cat.wait(10)
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 2.5, "it was given up after 3 s, by the mount"
     proxy.heal()
 
 
