@@ -166,7 +166,7 @@ class UploadStore:
             _upload_info(place, started_at, file_name, files.get(place.data, PathNotFound(place.data)))
             for place, started_at, file_name in zip(places, started, names, strict=True)
         ]
-        # What has anything else was begun by a registry, which adds a hash state at once: it is not asked for again.
+        # What has anything else never gets one, so it costs no request: registries add a hash state at once.
         nameless = [
             place.uuid
             for place, file_name in zip(places, names, strict=True)
