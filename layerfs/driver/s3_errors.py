@@ -30,7 +30,8 @@ _EXPIRED: Final = "the credentials have expired; renew them where the AWS SDK fi
 
 _ELSEWHERE: Final = "the bucket is in another region, or at another endpoint; say region=… or endpoint_url=…"
 
-#: Of credentials that may have been replaced where the SDK finds them, which it does once.
+#: Of credentials that may have been replaced where the SDK finds them, which it does once. Swift says of a key that it
+#: does not know that the signature is wrong; and elsewhere a key can have got another secret.
 _OUTDATED: Final = frozenset(
     {
         "ExpiredToken",
@@ -38,6 +39,7 @@ _OUTDATED: Final = frozenset(
         "InvalidAccessKeyId",
         "InvalidToken",
         "RequestExpired",
+        "SignatureDoesNotMatch",
         "TokenRefreshRequired",
     }
 )

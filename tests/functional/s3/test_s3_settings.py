@@ -73,9 +73,22 @@ async def test_the_configuration_files(server: S3Server, prefix: str, tmp_path: 
     await driver.close()
 
 
+@pytest.mark.parametrize(
+    ("revoked", "said"),
+    [
+        (lambda server: ("revoked", "whatever"), "does not (know this|belong to the) access key"),
+        (lambda server: (server.access_key, "whatever"), "the secret key does not belong to the access key"),
+    ],
+    ids=["both", "the secret"],
+)
 @pytest.mark.parametrize("first", ["in HEAD", "in GET", "in PUT"])
 async def test_credentials_that_are_replaced_in_their_file(
-    server: S3Server, prefix: str, tmp_path: Path, first: str
+    server: S3Server,
+    prefix: str,
+    tmp_path: Path,
+    first: str,
+    revoked: Callable[[S3Server], tuple[str, str]],
+    said: str,
 ) -> None:
     """Hold from then on, also for what was begun with the old ones: a mount outlives many of them."""
 
@@ -91,8 +104,8 @@ async def test_credentials_that_are_replaced_in_their_file(
         "in PUT": lambda: driver.put_content("/a", b"content"),
     }
     try:
-        hand_out("revoked", "whatever")
-        with pytest.raises(AccessDenied, match="does not know this access key"):
+        hand_out(*revoked(server))
+        with pytest.raises(AccessDenied, match=said):
             await asked[first]()
         hand_out(server.access_key, server.secret_key)
         with trio.fail_after(10):
