@@ -141,7 +141,7 @@ async def test_two_who_begin_at_the_same_time(place) -> None:
 @pytest.mark.parametrize("is_there", [False, True])
 async def test_a_beginning_that_the_store_carries_out_late(place, is_there: bool) -> None:
     """A request that was given up and made again can still arrive; what was written since stays."""
-    driver = place.driver()
+    driver = place.driver(read_timeout=2)
     if is_there:
         await (await place.driver().writer(DATA, append=True)).close()
     late = place.relay.fail("late", BEGINNING[driver.name])
