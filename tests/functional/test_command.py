@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from harness.commands import append, run, wait_until
+from harness.fuse_device import open_to_everybody
 from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
 from harness.storage import Storage, snapshot
@@ -252,16 +253,14 @@ def test_a_log_file_that_cannot_be_written(storage: Storage, place: Path, tmp_pa
 
 @pytest.fixture
 def users_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A directory of an ordinary user, who may mount: /dev/fuse is as udev makes it, which containers may lack."""
+    """A directory of an ordinary user, who may mount."""
     base = tmp_path_factory.mktemp("user")
     for parent in (base, *base.parents[:3]):
         if stat.S_IMODE(parent.stat().st_mode) & 0o5 != 0o5 and parent.owner() == "root":
             parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o55)
-    mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
-    os.chmod("/dev/fuse", 0o666)  # noqa: S103
     os.chown(base, NOBODY, NOBODY)
-    yield base
-    os.chmod("/dev/fuse", mode)
+    with open_to_everybody():
+        yield base
 
 
 def as_user(*argv: object) -> list[object]:

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 from harness.bounded import Child, attempt
 from harness.commands import append, get_xattr, opened, run, shell, wait_until, write_all
+from harness.fuse_device import open_to_everybody
 from harness.gcs_server import BUCKET, GcsServer
 from harness.images import OCI_CONFIG, describe, oci_image
 from harness.loopfs import LoopFilesystem
@@ -369,8 +369,7 @@ class disk_for:  # noqa: N801 - a function with an end
 def mount_for(fault: Fault, storage: Storage, directory: Path, stack: ExitStack) -> Mount:
     if fault.disk != "nobody":
         return Mount(storage.source, directory / "mnt", *fault.options)
-    stack.callback(os.chmod, "/dev/fuse", stat.S_IMODE(os.stat("/dev/fuse").st_mode))
-    os.chmod("/dev/fuse", 0o666)  # noqa: S103 - as udev makes it, which containers may lack
+    stack.enter_context(open_to_everybody())
     # Everything can be read, nothing written, by a daemon that is nobody.
     shell(
         'chmod 755 "$1" "$1"/.. && chmod -R a+rX "$1" && mkdir "$2" && chown 65534 "$2"', directory, directory / "mnt"
