@@ -26,6 +26,9 @@ from layerfs.view.readahead import PartPool
 MIB = 1 << 20
 KIB128 = 128 << 10
 
+#: Seconds before their time is over in which readers are told how far a blob has come, where a test says so.
+EARLY = 5.0
+
 CONTENT = random.Random(1).randbytes(6 * MIB + 1234)
 DIGEST = Digest.of(CONTENT)
 
@@ -181,12 +184,20 @@ async def test_damage_is_never_kept(setting: Setting, caplog: pytest.LogCaptureF
     await handle.release()
 
 
+@pytest.fixture
+def told_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads is told long before his time is over, so that a busy machine is not late."""
+    monkeypatch.setattr(contents_module, "_TOLD_BEFORE", EARLY)
+
+
 @pytest.mark.parametrize("offset", [0, 3 * MIB, len(CONTENT) - 10])
-async def test_verified_reads_give_out_nothing_before_all_is_there(setting: Setting, offset: int) -> None:
+async def test_verified_reads_give_out_nothing_before_all_is_there(
+    setting: Setting, told_early: None, offset: int
+) -> None:
     """Wherever the first read is."""
     setting.driver.give_out(len(CONTENT) - 1)
     handle = await setting.open(verify=True)
-    with trio.fail_after(0.3), pytest.raises(BlobNotVerifiedYet):
+    with trio.fail_after(EARLY + 0.2), pytest.raises(BlobNotVerifiedYet):
         await handle.read(offset, 10)
     setting.driver.give_out(1 << 60)
     assert await handle.read(offset, 10) == CONTENT[offset : offset + 10]
@@ -210,7 +221,7 @@ async def test_verified_reads_of_damage(setting: Setting) -> None:
     await again.release()
 
 
-async def test_a_large_blob_is_verified_as_a_whole_too(tmp_path: Path, nursery: trio.Nursery) -> None:
+async def test_a_large_blob_is_verified_as_a_whole_too(tmp_path: Path, nursery: trio.Nursery, told_early: None) -> None:
     """Not a byte of it is given out before, though somebody reads it in order from its beginning."""
     cache = ContentCache(str(tmp_path / "cache"), 3 << 30)
     setting = Setting(cache, nursery)
@@ -221,20 +232,22 @@ async def test_a_large_blob_is_verified_as_a_whole_too(tmp_path: Path, nursery: 
     handle = await setting.open(verify=True)
     for offset in range(0, 5 * MIB, MIB):
         assert handle.read_nowait(offset, KIB128) is None
-        with trio.fail_after(0.15), pytest.raises(BlobNotVerifiedYet):
+        with trio.fail_after(EARLY + 0.05), pytest.raises(BlobNotVerifiedYet):
             await handle.read(offset, KIB128)
     await handle.release()
     await cache.close()
 
 
-async def test_a_blob_that_takes_longer_than_a_read_may(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_blob_that_takes_longer_than_a_read_may(
+    setting: Setting, told_early: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its reader is told how far it has come, in time; it is fetched to the end though he has left."""
     monkeypatch.setattr(contents_module, "_FINISHED", 0)
     setting.driver.give_out(5 * MIB)
     handle = await setting.open(verify=True)
     contents = setting.contents
     for _ in range(2):
-        with trio.fail_after(0.5), pytest.raises(BlobNotVerifiedYet, match=rf"of {len(CONTENT)} bytes"):
+        with trio.fail_after(EARLY + 0.4), pytest.raises(BlobNotVerifiedYet, match=rf"of {len(CONTENT)} bytes"):
             await handle.read(0, KIB128)
     await handle.release()
     setting.driver.give_out(1 << 60)

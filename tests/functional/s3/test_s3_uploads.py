@@ -656,7 +656,7 @@ async def test_closing_forgets_what_is_on_its_way(drivers: Drivers, proxy: S3Pro
     driver = drivers(endpoint_url=proxy.url, part_size=PART)
     writer = await driver.writer(DATA, append=False)
     await writer.write([payload(2 * PART)])
-    with trio.fail_after(2):
+    with trio.fail_after(10):
         await writer.close()
         await driver.close()
 

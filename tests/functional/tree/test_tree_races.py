@@ -241,7 +241,7 @@ async def test_opening_while_it_is_finished(shown: InProcess, driver: FaultyDriv
         nursery.start_soon(shown.rename, shown.upload("x"), shown.layer(DIGEST))
         await gate.arrived.wait()
         for _ in range(3):
-            with trio.fail_after(1), shown.refused(errno.EBUSY):
+            with trio.fail_after(10), shown.refused(errno.EBUSY):
                 await shown.append(shown.upload("x"), b"damage")
         gate.open()
     await shown.assert_is_layer(CONTENT)
