@@ -392,7 +392,7 @@ async def test_a_redis_that_hangs_in_the_middle(
             while len(answers) < 100:
                 await trio.sleep(0.001)
             server.freeze()
-        assert time.monotonic() - began_at < 4
+        assert time.monotonic() - began_at < 15
         assert None in [blob for _, blob in answers]
         server.thaw()
         mock_clock.jump(PAUSE)

@@ -252,7 +252,7 @@ def test_a_redis_that_fails_in_the_middle(
         assert repository.layers == [digest_of(contents[0])]
         assert (mount.path / OTHER / "_layers" / digest_of(contents[0])).read_bytes() == contents[0]
         assert (repository.path / "_tags" / "v1").read_bytes() == INDEX
-        assert time.monotonic() - began_at < 5
+        assert time.monotonic() - began_at < 10
     assert len(mount.declare("WARNING", "the cache in Redis")) == 1
 
 
