@@ -29,6 +29,18 @@ class OpenUpload:
     began_at: int = 0
 
 
+def is_of_store(operation: str, answer: Mapping[str, Any]) -> bool:
+    """Whether an answer that means success is a store's, and no page of something on the way to it, which would be an
+    empty listing, or a part that was stored."""
+    if operation in {"get_object", "head_object"}:
+        return "LastModified" in answer
+    if operation in {"put_object", "upload_part"}:
+        return "ETag" in answer
+    headers = answer["ResponseMetadata"]["HTTPHeaders"]
+    # Swift calls some of its own answers HTML.
+    return "html" not in headers.get("content-type", "") or "x-amz-request-id" in headers
+
+
 def etag_of(answer: Mapping[str, Any]) -> str:
     """An ETag without its quotes, which not every store sends every time; empty if there is none."""
     return str(answer.get("ETag") or "").strip('"')

@@ -22,6 +22,7 @@ from botocore import exceptions
 
 from layerfs.driver.body import Body
 from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, seconds_asked_for
+from layerfs.driver.s3_answers import is_of_store
 from layerfs.driver.s3_errors import (
     UploadGone,
     error_code,
@@ -108,8 +109,6 @@ class Client:
                 client = await self._open()
             async with self._patience.request(deadline):
                 answer = await self._call(client, operation, parameters)
-                self.peculiarities = peculiarities(answer["ResponseMetadata"]["HTTPHeaders"])
-                return answer
         except DriverError:
             raise
         except Exception as error:
@@ -120,6 +119,18 @@ class Client:
             if isinstance(error, exceptions.ClientError) and _is_refusal(error):
                 raise Refused(path, failure.detail) from error
             raise failure from error
+        self._check(operation, path, answer)
+        self.peculiarities = peculiarities(answer["ResponseMetadata"]["HTTPHeaders"])
+        return answer
+
+    def _check(self, operation: str, path: str, answer: Any) -> None:
+        if is_of_store(operation, answer):
+            return
+        if "Body" in answer:
+            answer["Body"].close()
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        reason = "not as a store does: what it said is of something else on the way there"
+        raise BackendFailure(path, f"{self.description} answered {status}, but {reason}")
 
     async def _call(self, client: Any, operation: str, parameters: Mapping[str, Any]) -> Any:
         """Asks once; a second time if it was refused for credentials that are others by now."""

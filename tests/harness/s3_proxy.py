@@ -227,6 +227,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Success by its status, an error by its body; the server has seen nothing."""
         self._answer(seen, 200, {"content-type": "application/xml"}, _ERROR.format(fault.code).encode())
 
+    def _page(self, _fault: Fault, seen: Seen, _body: bytes) -> None:
+        """What something on the way says to everything, with success as its status; the server has seen nothing."""
+        self._answer(seen, 200, {"content-type": "text/html"}, b"<html><body>Down for maintenance</body></html>")
+
     def _reset_before(self, _fault: Fault, _seen: Seen, _body: bytes) -> None:
         """The connection breaks before the server has seen anything."""
         self._reset()

@@ -122,6 +122,10 @@ async def test_an_error_in_a_successful_answer(
         ("reset_before", "CopyObject"),
         ("error_in_200", "CompleteMultipartUpload"),
         ("error_in_200", "CopyObject"),
+        ("page", "UploadPart"),
+        ("page", "PutObject"),
+        ("page", "CompleteMultipartUpload"),
+        ("page", "CopyObject"),
     ],
 )
 async def test_a_request_that_fails_for_good(
@@ -146,6 +150,38 @@ async def test_a_request_that_fails_for_good(
     await resumed.write(content[resumed.size :])
     await resumed.finish(digest_of(content))
     assert await content_of(driver, digest_of(content)) == content
+
+
+async def test_what_is_no_answer_of_a_store(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """A page of a proxy that is down for maintenance tells nothing of what there is, and nothing was done."""
+    writer = await proxied.writer(DATA, append=False)
+    await writer.write([b"content"])
+    await writer.flush()
+    await writer.close()
+    stored.put("/a", b"content")
+    reader = await proxied.open("/a")
+    for operation, call in {
+        "HeadObject": lambda: proxied.stat("/a"),
+        "GetObject": lambda: proxied.get_content("/a", limit=100),
+        "ListObjectsV2": lambda: proxied.list("/"),
+        "ListMultipartUploads": lambda: proxied.list(DATA.removesuffix("/u/data")),
+        "ListParts": lambda: proxied.writer(DATA, append=True),
+        "CreateMultipartUpload": lambda: proxied.writer("/b", append=False),
+        "PutObject": lambda: proxied.put_content("/a", b"more"),
+        "CopyObject": lambda: proxied.move("/a", "/b"),
+        "DeleteObject": lambda: proxied.delete("/a"),
+    }.items():
+        fault = proxy.fail("page", operation, times=FOREVER)
+        with pytest.raises(BackendFailure, match="registry"):
+            await call()
+        assert fault.met, operation
+        proxy.heal()
+    proxy.fail("page", "GetObject", times=FOREVER)
+    with pytest.raises(DriverError):
+        await reader.read(0, 7)
+    proxy.heal()
+    assert stored.content("/a") == b"content"
+    assert (await proxied.stat(DATA)).size == 7
 
 
 @pytest.mark.parametrize("kind", ["truncate", "reset_after", "refuse"])
