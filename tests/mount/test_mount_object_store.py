@@ -245,11 +245,11 @@ def test_a_reader_that_waits_can_be_interrupted(remote: RemoteRegistry, mounts: 
     stuck = [remote.put_layer("a", payload(4 * MIB, number)) for number in range(24)]
     good = payload(4 * MIB, 99)
     digest = remote.put_layer("a", good)
-    mount = mounts(remote.url, "--operation-timeout", "20")
+    mount = mounts(remote.url, "--operation-timeout", "40")
     for each in stuck:
         remote.proxy.fail("stall", "GetObject", times=1000, suffix=blob_key(each))
     cats = [subprocess.Popen(["cat", layer(mount, each)], stdout=subprocess.DEVNULL) for each in stuck]
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while len({each.key for each in list(remote.proxy.seen) if each.fault == "stall"}) < len(stuck):
         assert time.monotonic() < deadline, "not all readers have begun"
         time.sleep(0.02)  # polling interval
@@ -257,15 +257,15 @@ def test_a_reader_that_waits_can_be_interrupted(remote: RemoteRegistry, mounts: 
     reading = subprocess.run(["cat", layer(mount, digest)], capture_output=True, timeout=15, check=True)
     assert reading.stdout == good
     assert len(os.listdir(mount.path / "a/_layers")) == len(stuck) + 1
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     for cat in cats:
         assert cat.poll() is None
     began = time.monotonic()
     for cat in cats:
         cat.send_signal(signal.SIGINT)
     for cat in cats:
-        assert cat.wait(5) == -signal.SIGINT
-    assert time.monotonic() - began < 3
+        assert cat.wait(10) == -signal.SIGINT
+    assert time.monotonic() - began < 10
     remote.proxy.heal()
     assert layer(mount, stuck[0]).read_bytes() == payload(4 * MIB, 0)
     forgive_refusals(mount)
