@@ -30,6 +30,7 @@ from layerfs.driver.buffers import BufferPool
 from layerfs.driver.gcs_client import BATCH, Client
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.store_errors import not_of_store
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     BackendFailure,
@@ -69,6 +70,9 @@ UPLOAD_TYPE: Final = "application/x-layerfs-upload"
 _CONTENT_TYPE: Final = "application/octet-stream"
 #: Else Google unpacks an object that says that it is compressed, and gives all of it whatever range was asked for.
 _AS_STORED: Final = {"Accept-Encoding": "gzip"}
+
+#: The header that says which generation of an object is sent.
+_GENERATION: Final = "x-goog-generation"
 
 _FIELDS: Final = "name,size,generation,crc32c,updated,contentType,metadata"
 
@@ -232,6 +236,9 @@ class GcsBucket(Objects):
         return None
 
     def _check_readable(self, path: str, answer: aiohttp.ClientResponse) -> None:
+        if _GENERATION not in answer.headers:
+            answer.close()
+            raise BackendFailure(path, not_of_store(self._client.description, answer.status))
         if answer.content_type == SESSION_TYPE:
             answer.close()
             raise session_error(path)
@@ -400,7 +407,7 @@ def _offset(found: Mapping[str, Any]) -> int:
 def _etag_of(answer: aiohttp.ClientResponse) -> str:
     hashes = ",".join(answer.headers.getall("x-goog-hash", []))
     crc32c = next((part.partition("=")[2] for part in hashes.split(",") if part.strip().startswith("crc32c=")), "")
-    return f"{answer.headers.get('x-goog-generation', '')}/{crc32c}"
+    return f"{answer.headers.get(_GENERATION, '')}/{crc32c}"
 
 
 def _statuses(body: bytes) -> list[int]:

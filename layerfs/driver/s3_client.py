@@ -33,6 +33,7 @@ from layerfs.driver.s3_errors import (
 )
 from layerfs.driver.s3_options import S3Options
 from layerfs.driver.s3_servers import Peculiarities, peculiarities
+from layerfs.driver.store_errors import not_of_store
 from layerfs.driver.trust import trusting
 from layerfs.errors import BackendFailure, DriverError, PathNotFound, UnknownSource
 
@@ -128,9 +129,7 @@ class Client:
             return
         if "Body" in answer:
             answer["Body"].close()
-        status = answer["ResponseMetadata"]["HTTPStatusCode"]
-        reason = "not as a store does: what it said is of something else on the way there"
-        raise BackendFailure(path, f"{self.description} answered {status}, but {reason}")
+        raise BackendFailure(path, not_of_store(self.description, answer["ResponseMetadata"]["HTTPStatusCode"]))
 
     async def _call(self, client: Any, operation: str, parameters: Mapping[str, Any]) -> Any:
         """Asks once; a second time if it was refused for credentials that are others by now."""

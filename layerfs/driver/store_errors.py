@@ -67,6 +67,11 @@ def answered(answer: str, meaning: Meaning, path: str, *, store: str) -> DriverE
     return kind(path, f"{detail}: {reason}" if reason else detail)
 
 
+def not_of_store(store: str, status: int) -> str:
+    """What to tell of an answer that means success, but is a page of a proxy, say, which answers so to everything."""
+    return f"{store} answered {status}, but not as a store does: what it said is of something else on the way there"
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """What a library raises where there was no answer."""

@@ -52,7 +52,8 @@ class Fault:
     """What happens to the next requests of an operation, or of all (`*`), after so many have passed.
 
     `kind` is "refuse" (with an error, nothing was done), "reset_before", "reset_after" (all was done), "late" (all is
-    done when it is `released`, long after the connection broke), "stall" or "flip" (one bit of what was sent).
+    done when it is `released`, long after the connection broke), "stall", "flip" (one bit of what was sent) or "page"
+    (something on the way says success, and the server has seen nothing).
     """
 
     kind: str
@@ -207,6 +208,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(
                 seen, status, said | ({"retry-after": fault.retry_after} if fault.retry_after else {}), content
             )
+        elif fault.kind == "page":
+            page = b"<html><body>Down for maintenance</body></html>"
+            self._answer(seen, 200, {"content-type": "text/html"}, page)
         elif fault.kind == "flip":
             middle = len(call.body) // 2
             call.body = call.body[:middle] + bytes([call.body[middle] ^ 1]) + call.body[middle + 1 :]

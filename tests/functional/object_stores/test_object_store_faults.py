@@ -42,6 +42,40 @@ async def test_a_lost_answer_does_no_harm(place, payload: Payload) -> None:
     assert place.content(DATA) == content
 
 
+async def test_what_is_no_answer_of_a_store(place) -> None:
+    """A page of a proxy that is down for maintenance tells nothing of what there is, and nothing was done."""
+    driver = place.driver()
+    await driver.put_content("/a", b"content")
+    reader = await driver.open("/a")
+    writer = await driver.writer(DATA, append=False)
+
+    async def write() -> None:
+        await writer.write([b"content"])
+        await writer.flush()
+
+    azure = driver.name == "azure"
+    for operation, call in [
+        ("stat", lambda: driver.stat("/a")),
+        ("read", lambda: driver.get_content("/a", limit=100)),
+        ("read", lambda: reader.read(0, 7)),
+        ("list", lambda: driver.list("/")),
+        ("list", lambda: driver.list_files("/docker")),
+        ("put" if azure else "upload", lambda: driver.put_content("/a", b"more")),
+        ("create" if azure else "upload", lambda: driver.writer("/b", append=False)),
+        ("append" if azure else "upload", write),
+        ("copy" if azure else "rewrite", lambda: driver.move("/a", "/b")),
+        ("delete", lambda: driver.delete("/a")),
+    ]:
+        fault = place.relay.fail("page", operation, times=100)
+        with pytest.raises(BackendFailure, match="registry"):
+            await call()
+        assert fault.times < 100, operation
+        place.relay.heal()
+    await writer.close()
+    assert place.content("/a") == b"content"
+    assert place.content(DATA) == b""
+
+
 async def test_a_lost_answer_to_a_copy_or_a_deletion_does_no_harm(place) -> None:
     """Both are simply done again."""
     driver = place.driver()
