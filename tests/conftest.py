@@ -13,7 +13,9 @@ import itertools
 import os
 import random
 import re
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +33,8 @@ from harness.stores import Store, open_store
 
 #: Seconds before the limit of a test when everybody who waits for a daemon is freed, which the limit itself cannot do.
 MARGIN = 20
+
+_MEMORY = "/dev/shm"
 
 _numbers = itertools.count(1)
 
@@ -87,6 +91,16 @@ def fixture_trees(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
 def worker_id(request: pytest.FixtureRequest) -> str:
     """Which of several parallel test processes this is; there is one unless pytest-xdist says otherwise."""
     return getattr(request.config, "workerinput", {}).get("workerid", "master")
+
+
+@pytest.fixture
+def quick_path(tmp_path: Path) -> Iterator[Path]:
+    """A directory in memory, if there is room: for what is done a thousand times, and would wait for a disk then."""
+    if shutil.disk_usage(_MEMORY).free < 1 << 30:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=_MEMORY, prefix="layerfs-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

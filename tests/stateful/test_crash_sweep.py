@@ -64,13 +64,13 @@ def how(way: tuple[str, str]) -> str:
 
 
 @pytest.fixture
-def disks(way: tuple[str, str], tmp_path: Path) -> Callable[[], Disk]:
+def disks(way: tuple[str, str], quick_path: Path) -> Callable[[], Disk]:
     """Makes empty storages, each another one."""
     numbers = iter(range(10_000))
 
     def make() -> Disk:
         if way[0] == "local":
-            return Disk(LocalDriver(str(tmp_path / str(next(numbers))), create=True))
+            return Disk(LocalDriver(str(quick_path / str(next(numbers))), create=True))
         return Disk(MemoryDriver())
 
     return make

@@ -57,11 +57,11 @@ async def interrupted(disk: Disk, fault: Fault) -> bool:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("way", WAYS, ids="-".join)
-def test_a_purge_can_be_repeated_after_any_interruption(way: tuple[str, str], when: str, tmp_path: Path) -> None:
+def test_a_purge_can_be_repeated_after_any_interruption(way: tuple[str, str], when: str, quick_path: Path) -> None:
     """Wherever it was cut off, no fault is left for others, and doing it again deletes the rest and no more."""
     kind, how = way
     make: Callable[[int], Disk] = lambda number: Disk(  # noqa: E731
-        LocalDriver(str(tmp_path / str(number)), create=True) if kind == "local" else MemoryDriver()
+        LocalDriver(str(quick_path / str(number)), create=True) if kind == "local" else MemoryDriver()
     )
     for call in range(1, MOST_CALLS):
         if not trio.run(round_of, make(call), Fault(call, when, how)):

@@ -23,9 +23,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
+async def driver(request: pytest.FixtureRequest, quick_path: Path) -> AsyncIterator[StorageDriver]:
     """An empty storage."""
-    driver = storage_on(request.param, tmp_path)
+    driver = storage_on(request.param, quick_path)
     yield driver
     with trio.CancelScope(shield=True):
         await driver.close()
