@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import pytest
 import trio
+from harness.object_stores import S3Server
 from harness.s3_proxy import S3Proxy
+from harness.swift import Swift
 
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.s3 import S3Driver
@@ -330,8 +332,13 @@ async def test_only_reading_repacks(drivers: Drivers, stored, payload: Payload) 
     assert (await driver.stat(DATA)).size == 1000
 
 
-async def test_readers_at_the_same_time_repack_once(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload) -> None:
-    """The kernel asks for several pages at once; nobody takes the upload away from the others, nor begins a second."""
+async def test_readers_at_the_same_time_repack_once(
+    drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, server: S3Server
+) -> None:
+    """The kernel asks for several pages at once; nobody takes the upload away from the others, nor begins a second.
+
+    Swift refuses the first copy.
+    """
     content = payload(2 * PART)
     driver = drivers(endpoint_url=proxy.url)
     await append(driver, content)
@@ -346,7 +353,8 @@ async def test_readers_at_the_same_time_repack_once(drivers: Drivers, proxy: S3P
             nursery.start_soon(read, offset)
     reader.close()
     assert b"".join(found[offset] for offset in sorted(found)) == content
-    assert proxy.counts["CompleteMultipartUpload"] == proxy.counts["UploadPartCopy"] == 1
+    assert proxy.counts["CompleteMultipartUpload"] == 1
+    assert proxy.counts["UploadPartCopy"] == (2 if isinstance(server, Swift) else 1)
     assert len(stored.uploads()) == 1
 
 
