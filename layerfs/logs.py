@@ -32,7 +32,7 @@ _INDISCREET: Final = (
 )
 
 #: What tells at length, at each try, what is told as an error of the storage.
-_TALKATIVE: Final = ("azure.identity",)
+_TALKATIVE: Final = ("azure.identity", "azure.storage.blob._shared.response_handlers")
 
 
 def one_line(text: str) -> str:

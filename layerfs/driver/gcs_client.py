@@ -110,7 +110,10 @@ class Client:
         """What one try of a request answers; empty if it is nothing. Raises as `request` does."""
         async with self.request(method, url, query, body, content_type) as answer:
             content = await answer.read()
-        parsed = json.loads(content) if content else None
+        try:
+            parsed = json.loads(content) if content else None
+        except ValueError:
+            raise ResponseError(answer.status, content) from None
         return parsed if isinstance(parsed, dict) else {}
 
     @contextlib.asynccontextmanager

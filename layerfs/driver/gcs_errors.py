@@ -13,7 +13,7 @@ import aiohttp
 from google.auth import exceptions
 
 from layerfs.driver.patience import Failing, failing_by_status
-from layerfs.driver.store_errors import ASKS_FOR_FEWER, BY_STATUS, UNKNOWN, Meaning, Network, answered
+from layerfs.driver.store_errors import ASKS_FOR_FEWER, BY_STATUS, UNKNOWN, Meaning, Network, answered, not_of_store
 from layerfs.errors import AccessDenied, BackendFailure, DriverError, StorageFull, StorageReadOnly
 
 #: Reasons with a meaning of their own, beyond what their status says.
@@ -72,6 +72,8 @@ def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
 
 
 def _response_error(error: ResponseError, path: str, store: str) -> DriverError:
+    if error.status < 300:
+        return BackendFailure(path, not_of_store(store, error.status))
     meaning = _BY_REASON.get(error.reason) or _BY_STATUS.get(error.status) or UNKNOWN
     return answered(f"{error.status} {error.reason}".rstrip(), meaning, path, store=store)
 

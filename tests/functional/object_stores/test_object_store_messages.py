@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -142,6 +144,41 @@ def test_a_bucket_that_is_not_there() -> None:
     assert "bucket 'nowhere'" in said
     assert "there is no such bucket" in said
     assert gcs_server().url in said
+
+
+class _WebSite(http.server.BaseHTTPRequestHandler):
+    """Something else than a store, which has a page for every request."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        page = b"<html><body>Nothing to see</body></html>"
+        self.send_response(self.status)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(page)
+
+    do_HEAD = do_GET  # noqa: N815 - the server's name for it
+
+    def log_message(self, *_: object) -> None:
+        """Not to standard error."""
+
+
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("scheme", ["s3", "az", "gs"])
+def test_an_address_that_is_no_stores(scheme: str, status: int) -> None:
+    """The status that was answered is said, and where; nothing is taken for a storage that is empty."""
+    handler = type("_", (_WebSite,), {"status": status})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        environment = of_s3() | {"AZURE_STORAGE_ACCOUNT": ACCOUNT, "AZURE_STORAGE_KEY": KEY}
+        said = said_by(f"{scheme}://registry/p?endpoint_url=http://{address}", environment, code=FAILED)
+        server.shutdown()
+    assert f"answered {status}" in said
+    assert address in said
 
 
 def test_a_name_that_no_bucket_has() -> None:
