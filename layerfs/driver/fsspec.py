@@ -191,6 +191,8 @@ def _translating(path: str, operation: Callable[[str, *_Arguments], _Result], *a
         raise
     except OSError as error:
         raise driver_error(error, path) from error
+    except NotImplementedError as error:
+        raise UnsupportedByDriver(path, "fsspec's library for this storage cannot do that") from error
     except Exception as error:  # every library behind fsspec has exceptions of its own, which it does not translate
         raise BackendFailure(path, f"{type(error).__name__}: {error}"[:300]) from error
 
@@ -263,6 +265,9 @@ class _Store:
             if self._is_http and error.__cause__ is not None:
                 raise _http_error(error.__cause__, path, server=self._server) from error
             raise
+        # HTTP has no directories, but servers redirect who asks for what they show as one to an address that ends so.
+        if self._is_http and str(info.get("url", "")).endswith("/"):
+            return {**info, "type": "directory"}
         return info
 
     def list(self, path: str) -> Entries:
@@ -273,6 +278,9 @@ class _Store:
                 return []
             raise
         key = self.key(path).rstrip("/")
+        if self._is_http:
+            # A page has links to other places as well.
+            found = [entry for entry in found if entry["name"].startswith(f"{key}/")]
         # A listing of a file gives that file; a listing of a directory can give the object that marks it.
         if any(entry["name"].rstrip("/") == key for entry in found):
             self._check_directory(path)
@@ -360,6 +368,8 @@ class _Store:
             self.fs.rm_file(self.key(path))
 
     def make_directory(self, path: str) -> None:
+        if self._is_http:
+            raise UnsupportedByDriver(path, "over HTTP a storage can only be read")
         if self.has_directories:
             self.fs.makedirs(self.key(path), exist_ok=True)
             self._check_directory(path)

@@ -1,0 +1,73 @@
+"""A registry's storage that a web server shows as pages of links, and that is only read."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.digest import Digest
+from layerfs.driver.fsspec import FsspecDriver
+from layerfs.driver.local import LocalDriver
+from layerfs.errors import PathNotFound, UnsupportedByDriver
+from layerfs.registry import Registry
+
+CONTENT = bytes(range(256)) * 100
+DIGEST = Digest.of(CONTENT)
+
+
+class _Site(http.server.SimpleHTTPRequestHandler):
+    """Pages of what is in a directory."""
+
+    def log_message(self, *_: object) -> None:
+        """Not to standard error."""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
+    handler = functools.partial(_Site, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+async def driver(site: http.server.ThreadingHTTPServer) -> AsyncIterator[FsspecDriver]:
+    driver = FsspecDriver(f"http://127.0.0.1:{site.server_port}")
+    yield driver
+    await driver.close()
+
+
+async def test_a_layer_is_found_and_read(driver: FsspecDriver, tmp_path: Path) -> None:
+    """Through directories, which HTTP does not know: what a server redirects to an address that ends with / is one."""
+    local = LocalDriver(str(tmp_path))
+    layers = (await Registry.open(local, create=True)).repository("team/app").layers
+    async with await layers.upload() as upload:
+        await upload.write(CONTENT)
+        await upload.finish(DIGEST)
+    await local.close()
+    registry = await Registry.open(driver)
+    layers = registry.repository("team/app").layers
+    assert [layer.digest for layer in await layers.list()] == [DIGEST]
+    async with await layers.fetch(DIGEST) as layer:
+        assert await layer.read() == CONTENT
+    assert (await driver.stat("/docker")).is_directory
+    with pytest.raises(PathNotFound):
+        await driver.stat("/docker/nothing")
+
+
+async def test_it_is_read_only(driver: FsspecDriver, tmp_path: Path) -> None:
+    """What a library cannot do is said to be that."""
+    (tmp_path / "file").write_bytes(CONTENT)
+    with pytest.raises(UnsupportedByDriver):
+        await driver.make_directory("/new")
+    with pytest.raises(UnsupportedByDriver):
+        await driver.delete("/file")
+    with pytest.raises(UnsupportedByDriver):
+        await driver.put_content("/file", b"")
+    assert (tmp_path / "file").read_bytes() == CONTENT
