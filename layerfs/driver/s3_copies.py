@@ -92,7 +92,7 @@ class Copies:
         except asyncio.CancelledError:
             self._unfinished[destination] = copying
             raise
-        except BaseException:
+        except Exception:
             with contextlib.suppress(DriverError):
                 await asyncio.shield(self._bucket.abort_upload(destination, copying.upload_id))
             raise
