@@ -296,6 +296,8 @@ class _Store:
         if not length:
             return b""
         content: bytes = self.fs.cat_file(self.key(path), start=offset, end=offset + length)
+        if self._is_http and len(content) > length:
+            raise BackendFailure(path, f"{self._server} sends whole files, and no ranges of them, as reading needs")
         return check_length(path, content, length)
 
     def put_content(self, path: str, content: bytes) -> None:

@@ -13,7 +13,7 @@ import pytest
 from layerfs.digest import Digest
 from layerfs.driver.fsspec import FsspecDriver
 from layerfs.driver.local import LocalDriver
-from layerfs.errors import PathNotFound, UnsupportedByDriver
+from layerfs.errors import BackendFailure, PathNotFound, UnsupportedByDriver
 from layerfs.registry import Registry
 
 CONTENT = bytes(range(256)) * 100
@@ -59,6 +59,14 @@ async def test_a_layer_is_found_and_read(driver: FsspecDriver, tmp_path: Path) -
     assert (await driver.stat("/docker")).is_directory
     with pytest.raises(PathNotFound):
         await driver.stat("/docker/nothing")
+
+
+async def test_a_server_without_ranges(driver: FsspecDriver, tmp_path: Path) -> None:
+    """This one is. It would send all of a layer for each few bytes of it."""
+    (tmp_path / "file").write_bytes(CONTENT)
+    reader = await driver.open("/file")
+    with pytest.raises(BackendFailure, match=r"127\.0\.0\.1.* no ranges"):
+        await reader.read(10, 10)
 
 
 async def test_it_is_read_only(driver: FsspecDriver, tmp_path: Path) -> None:
