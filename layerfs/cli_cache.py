@@ -32,7 +32,7 @@ Exit codes:
   0   all that the images need is in the cache
   1   the arguments, the source or the cache cannot be used, or an image is not there
   4   internal error: please report it, with the log
-  8   ended by a signal; what was fetched is gone on with the next time
+  8   interrupted; what was fetched is gone on with the next time
   32  something is missing or damaged, or the storage is out of reach
 """
 
