@@ -71,6 +71,8 @@ class ControlDirectory(Directory):
 class ControlFile(Node):
     """A file whose content is made when it is opened. `content` makes it."""
 
+    counts_open = False
+
     def __init__(self, state: MountState, name: str, content: Callable[[], str]) -> None:
         self.path = f"{CONTROL}/{name}"
         self._name = name
@@ -98,6 +100,7 @@ class AccessLogFile(Node):
     """What everybody does, from the moment that it is opened."""
 
     path = f"{CONTROL}/{ACCESS_LOG}"
+    counts_open = False
 
     def __init__(self, state: MountState) -> None:
         self._state = state

@@ -13,6 +13,9 @@ from layerfs.view.nodes import DirectoryEntry, Handle, HandleId
 #: Closed ones whose path is remembered, as many as there can be answers on their way.
 _CLOSED_KEPT: Final = 64
 
+#: Those that do not count, at the most.
+_UNCOUNTED: Final = 1024
+
 _Open = TypeVar("_Open", Handle, "DirectorySnapshot")
 
 
@@ -25,11 +28,12 @@ class DirectorySnapshot:
 
 
 class HandleTable(Generic[_Open]):
-    """Open things by number, at most `limit` of them."""
+    """Open things by number, at most `limit` of those that count."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._open: dict[HandleId, _Open] = {}
+        self._uncounted: set[HandleId] = set()
         self._opening = 0
         self._next = 1
         #: The newest that are closed: an answer can be told of only when it was given.
@@ -39,24 +43,28 @@ class HandleTable(Generic[_Open]):
         return len(self._open)
 
     @contextmanager
-    def room(self) -> Iterator[None]:
+    def room(self, *, counts: bool = True) -> Iterator[None]:
         """Keeps a place while something is being opened, so that many at once are not too many.
 
         Raises `HandleLimit` when there are as many as there may be.
         """
-        if len(self._open) + self._opening >= self._limit:
+        if counts and len(self._open) - len(self._uncounted) + self._opening >= self._limit:
             raise HandleLimit(f"{self._limit} files are open on this mount, as many as --max-handles allows")
-        self._opening += 1
+        if not counts and len(self._uncounted) >= _UNCOUNTED:
+            raise HandleLimit(f"{_UNCOUNTED} files are open that tell of this mount, as many as may be")
+        self._opening += counts
         try:
             yield
         finally:
-            self._opening -= 1
+            self._opening -= counts
 
-    def add(self, opened: _Open) -> HandleId:
+    def add(self, opened: _Open, *, counts: bool = True) -> HandleId:
         """A number for something that was just opened."""
         number = HandleId(self._next)
         self._next += 1
         self._open[number] = opened
+        if not counts:
+            self._uncounted.add(number)
         return number
 
     def get(self, number: HandleId) -> _Open:
@@ -70,6 +78,7 @@ class HandleTable(Generic[_Open]):
         """Takes it out of the table. Raises `BadHandle`."""
         opened = self.get(number)
         del self._open[number]
+        self._uncounted.discard(number)
         self._closed.append((number, opened.path))
         return opened
 

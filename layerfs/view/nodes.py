@@ -99,6 +99,8 @@ class Node(ABC):
     """Something in the tree. `path` is where it was found, for messages."""
 
     path: str
+    #: Whether it counts, while it is open, among the files of which there may be so many.
+    counts_open: bool = True
 
     @property
     @abstractmethod

@@ -204,10 +204,11 @@ class Tree:
 
     async def open(self, ino: Ino, flags: int) -> tuple[HandleId, Handle]:
         """Opens a file."""
-        with self._handles.room():
-            handle = await self._inodes.node(ino).open(flags)
+        node = self._inodes.node(ino)
+        with self._handles.room(counts=node.counts_open):
+            handle = await node.open(flags)
             handle.ino = ino
-            return self._handles.add(handle), handle
+            return self._handles.add(handle, counts=node.counts_open), handle
 
     def handle(self, handle: HandleId) -> Handle:
         """An open file. Raises `BadHandle`."""

@@ -266,5 +266,7 @@ def test_a_lease_for_everybody_is_found(
 ) -> None:
     """A daemon that believes to have a lease publishes what others still write, and is found: the check can fail."""
     plant("lease granted to everybody", tmp_path / "planted", monkeypatch)
-    track = _run_races("append", 10, storage, mounts(storage))
-    assert any("bytes that hash to" in problem for problem in track.problems)
+    mount = mounts(storage)
+    # On a busy machine the daemon comes so late that all of a round's writers are before it, and are refused.
+    rounds = (_run_races("append", 10, storage, mount, seed) for seed in range(20))
+    assert any("bytes that hash to" in problem for track in rounds for problem in track.problems)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from harness.commands import opened, run, shell, wait_until, write_all
+from harness.mount import COMMAND
 from harness.repository import MountedRepository
 from harness.storage import Storage, digest_of, digest_of_file
 
@@ -57,6 +58,19 @@ def test_the_cap_on_handles(mounts, storage: Storage) -> None:
         os.close(handle)
     with repository.mount.tolerates("EMFILE"):
         wait_until(lambda: _reads(repository.layer(digest)), "room for another handle", seconds=5)
+
+
+def test_a_mount_at_its_limits_tells_of_itself(mounts, storage: Storage) -> None:
+    """`.layerfs` can be read when no other file can, and who reads it takes no place from others."""
+    digest = storage.put_layer("r", b"layer")
+    repository = MountedRepository(mounts(storage, "--max-handles", "2"), storage, "r")
+    path, control = repository.layer(digest), repository.mount.path / ".layerfs"
+    with open(control / "errors"), open(control / "accesslog"), open(path, "rb"), open(path, "rb") as second:
+        assert second.read() == b"layer"
+        with repository.mount.refused(errno.EMFILE):
+            os.open(path, os.O_RDONLY)
+        assert "--max-handles" in run(COMMAND, "why", path).stdout
+        assert run(COMMAND, "status", repository.mount.path).stdout
 
 
 def _reads(path: Path) -> bool:
