@@ -126,17 +126,21 @@ class BlobStore:
         published = await sealed.publish(BlobData(digest).path)
         if published is None:
             return None
-        info = BlobInfo(digest, published.size, published.modified_at, asked_at)
-        await self._remember([info])
-        return info
+        return BlobInfo(digest, published.size, published.modified_at, asked_at)
 
     # --- the cache ------------------------------------------------------------------------------------------------
 
-    async def learn(self, digest: Digest, size: int, *, repository: str | None) -> None:
-        """Has the cache know a blob that was just stored or linked. Never fails; not cancelled in the middle."""
+    async def learn(
+        self, digest: Digest, size: int, *, repository: str | None, published: BlobInfo | None = None
+    ) -> None:
+        """Has the cache know a blob that was just stored or linked. Never fails; not cancelled in the middle.
+
+        `published` is what storage has told of it, which listings then need not ask for.
+        """
         if self._cache is not None:
             with trio.CancelScope(shield=True):
                 await self._cache.learn([CachedBlob(digest, size)], repository=repository)
+                await self._remember([published] if published is not None else [])
 
     async def forget(self, digest: Digest, *, repository: str | None = None) -> None:
         """Has the cache forget a blob that is gone, from `repository` or at all. Never fails; not cancelled either.

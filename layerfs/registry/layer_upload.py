@@ -722,7 +722,7 @@ class LayerUpload:
                 self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"
             )
         # Not by an alias: registries learn that only when they are asked for it.
-        await self._store.blobs.learn(canonical, size, repository=self.name)
+        await self._store.blobs.learn(canonical, size, repository=self.name, published=self.blob)
 
 
 def _check_size(expected: int | None, actual: int) -> None:

@@ -104,6 +104,9 @@ def test_finishing_costs_few_requests(remote: RemoteRegistry, mounts: Mounts, tm
     assert counts.total() <= 8, counts
     assert sum(counts[change] for change in ("CompleteMultipartUpload", "CopyObject", "PutObject")) == 3
     assert remote.proxy.bytes_through < 64 * KIB
+    remote.proxy.forget()
+    assert str(len(content)) in subprocess.check_output(["ls", "-l", mount.path / "a/_layers"], text=True)
+    assert set(remote.proxy.counts) <= {"ListObjectsV2"}, "what was just finished is known"
     assert layer(mount, digest_of(content)).read_bytes() == content
 
 
