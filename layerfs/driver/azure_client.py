@@ -19,7 +19,7 @@ from azure.storage.blob.aio import BlobServiceClient, ContainerClient, Exponenti
 from layerfs.driver.azure_errors import azure_error, failing
 from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, seconds_asked_for
-from layerfs.driver.store_errors import not_of_store
+from layerfs.driver.store_errors import is_page, not_of_store
 from layerfs.driver.trust import trusting
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import BackendFailure, DriverError, UnknownSource
@@ -29,9 +29,6 @@ _MOST_TRIES: Final = 1000
 
 #: A status that Azure's own servers do not use, but what stands before them may.
 _TOO_MANY_REQUESTS: Final = 429
-
-#: The header with the number that Azure has for a request.
-_REQUEST_ID: Final = "x-ms-request-id"
 
 #: Bytes above which the SDK would make several requests of one; no read here is larger.
 _LARGEST_GET: Final = 256 * MEBIBYTE
@@ -160,9 +157,8 @@ class Client:
         if answer.http_response.status_code == _TOO_MANY_REQUESTS:
             # To that rule this is an answer like others; that there is an error it is always asked about.
             raise HttpResponseError(response=answer.http_response)
-        headers = answer.http_response.headers
-        is_page = "html" in headers.get("content-type", "") and _REQUEST_ID not in headers
-        if is_page and answer.http_response.status_code < 300:
+        is_success = answer.http_response.status_code < 300
+        if is_success and is_page(answer.http_response.headers, request_id="x-ms-request-id"):
             answer.http_response.internal_response.close()
             raise _NotOfStore(answer.http_response.status_code)
 

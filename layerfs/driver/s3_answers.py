@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from layerfs.driver.objects import StoredObject
+from layerfs.driver.store_errors import is_page
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,7 @@ def is_of_store(operation: str, answer: Mapping[str, Any]) -> bool:
         return "LastModified" in answer
     if operation in {"put_object", "upload_part"}:
         return "ETag" in answer
-    headers = answer["ResponseMetadata"]["HTTPHeaders"]
-    # Swift calls some of its own answers HTML.
-    return "html" not in headers.get("content-type", "") or "x-amz-request-id" in headers
+    return not is_page(answer["ResponseMetadata"]["HTTPHeaders"], request_id="x-amz-request-id")
 
 
 def etag_of(answer: Mapping[str, Any]) -> str:

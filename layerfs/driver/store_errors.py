@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -65,6 +65,12 @@ def answered(answer: str, meaning: Meaning, path: str, *, store: str) -> DriverE
         return PathNotFound(path)
     detail = f"{store} answered {answer}"
     return kind(path, f"{detail}: {reason}" if reason else detail)
+
+
+def is_page(headers: Mapping[str, str], *, request_id: str) -> bool:
+    """Whether an answer is a page of something on the way to a store, and not the store's, which numbers its answers in
+    the header `request_id`: some call their own HTML, too."""
+    return "html" in headers.get("content-type", "") and request_id not in headers
 
 
 def not_of_store(store: str, status: int) -> str:

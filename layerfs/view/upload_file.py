@@ -18,15 +18,12 @@ from layerfs.registry.paths import UPLOADS
 from layerfs.view.live_upload import LiveUpload
 from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import Attributes, Handle, Node, file_attributes
-from layerfs.view.upload_opening import open_begun, open_upload
+from layerfs.view.upload_opening import CLOSE_DEADLINE, open_begun, open_upload
 
 #: Bytes that programs are told to write at a time: as many as the kernel can pass on in one request, of which `cp` then
 #: makes an eighth of what it would make otherwise. (Layers have the usual size: who reads a few bytes here and there
 #: through a buffer of this size would read all of them.)
 _WRITTEN_AT_ONCE: Final = 1 << 20
-
-#: Seconds for letting go of a file that was opened to cut it.
-_CLOSE_DEADLINE: Final = 10.0
 
 
 class UploadFile(Node):
@@ -53,9 +50,9 @@ class UploadFile(Node):
         return ("upload", self.repository, self.uuid)
 
     async def attributes(self) -> Attributes:
-        live = self._uploads.live(self.repository, self.uuid)
-        if live is not None and live.is_being_written:
-            return self._attributes(live.upload.size, live.modified_at)
+        written = self._as_written()
+        if written is not None:
+            return written
         info = await self._uploads.look(self.repository, self.uuid)
         return self._attributes(info.size, info.modified_at)
 
@@ -65,9 +62,9 @@ class UploadFile(Node):
         What was not asked for is zero: nobody sees it, because the kernel may not believe it and asks when somebody
         looks.
         """
-        live = self._uploads.live(self.repository, self.uuid)
-        if live is not None and live.is_being_written:
-            return self._attributes(live.upload.size, live.modified_at)
+        written = self._as_written()
+        if written is not None:
+            return written
         return self._attributes(info.size, info.modified_at) if info is not None else self._attributes(0, 0)
 
     async def extended_attributes(self) -> dict[str, str]:
@@ -99,12 +96,19 @@ class UploadFile(Node):
             await handle.truncate(size)
             await handle.flush()
         finally:
-            with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
+            with trio.move_on_after(CLOSE_DEADLINE, shield=True):
                 await handle.release()
 
     def check_ownership_change(self) -> None:
         """Taken and ignored: `cp -a` and `rsync` insist on it, and it means nothing for what will be a blob."""
         self._uploads.state.check_writable()
+
+    def _as_written(self) -> Attributes | None:
+        """As its writer here has left it, if there is one."""
+        live = self._uploads.live(self.repository, self.uuid)
+        if live is None or not live.is_being_written:
+            return None
+        return self._attributes(live.upload.size, live.modified_at)
 
     def _attributes(self, size: int, modified_at: int) -> Attributes:
         # No time-outs: a registry may be appending, and the size is where to resume.

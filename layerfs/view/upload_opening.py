@@ -15,8 +15,8 @@ from layerfs.view.upload_handle import UploadHandle
 #: the last close (RELEASE) only after `close` has returned.
 _RELEASE_GRACE: Final = 0.25
 
-#: Seconds for letting go of a file that could not be opened rightly.
-_CLOSE_DEADLINE: Final = 10.0
+#: Seconds for letting go of a file that was opened in vain, or for a moment only.
+CLOSE_DEADLINE: Final = 10.0
 
 
 async def open_upload(uploads: LiveUploads, name: str, uuid: str, file_name: str, flags: int) -> UploadHandle:
@@ -57,7 +57,7 @@ async def _open_for_writing(uploads: LiveUploads, live: LiveUpload, flags: int) 
         if live.finishing is not None:
             raise  # that lets go of the file
         uploads.drop(name, uuid)
-        with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
+        with trio.move_on_after(CLOSE_DEADLINE, shield=True):
             await live.upload.close()
         raise
     live.error = ""
