@@ -69,6 +69,11 @@ class Row:
     def note(self, text: str, number: float) -> None:
         self.notes.setdefault(text, []).append(number)
 
+    def forget(self) -> None:
+        """Drops all numbers so far."""
+        self.numbers.clear()
+        self.notes.clear()
+
     def verdicts(self) -> Iterator[Verdict]:
         """One for each goal that there are numbers for."""
         for goal in self.goals:
