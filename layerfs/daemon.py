@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import logging
 import os
@@ -155,6 +156,9 @@ class _Daemon:
                 cache_dir=config.content_directory,
                 cache_size=config.cache_size,
             ) as registry:
+                if registry.driver.capabilities.read_only and not config.read_only:
+                    log.info("%s can only be read, so the mount is read-only", self._name)
+                    self._config = dataclasses.replace(config, read_only=True)
                 tree = Tree(registry, _tree_options(self._config), nursery, about=self._about())
                 with self._metrics(tree, nursery):
                     await self._mount(tree, nursery)

@@ -13,14 +13,17 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Final, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import trio
 
+from layerfs.driver.archive import ArchiveDriver
+from layerfs.driver.chains import ArchiveSource, is_chained, parse_archive
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.metered import MeteredDriver
-from layerfs.driver.sources import Storage, open_driver
+from layerfs.driver.sources import LOCAL_SCHEMES, Storage, open_driver
 from layerfs.errors import (
     AccessDenied,
     InvalidName,
@@ -36,6 +39,7 @@ from layerfs.manifest import NO_URLS
 from layerfs.registry import Registry
 from layerfs.registry.cache import DescriptorCache, open_cache
 from layerfs.registry.content_cache import ContentCache
+from layerfs.registry.paths import ROOT
 from layerfs.registry_config import RegistryConfig
 
 log = logging.getLogger(__name__)
@@ -81,12 +85,21 @@ def local_path(source: Source) -> str | None:
     """The directory that a source names, if it is on this machine."""
     if isinstance(source, RegistryConfig):
         return source.storage if isinstance(source.storage, str) else None
+    if is_chained(source):
+        return None
     if "://" not in source:
         return os.path.abspath(source)
-    if source.partition("://")[0].lower() != "file":
+    if source.partition("://")[0].lower() not in LOCAL_SCHEMES:
         return None
     with contextlib.suppress(ValueError):
         return unquote(urlsplit(source).path)
+    return None
+
+
+def _archive(source: Source) -> ArchiveSource | None:
+    """The archive that a source names; None also where it is not to be used, which is said when it is opened."""
+    with contextlib.suppress(UnknownSource):
+        return parse_archive(source) if isinstance(source, str) else None
     return None
 
 
@@ -94,6 +107,9 @@ def display_name(source: Source) -> str:
     """The source as everybody may see it: no credentials, no query."""
     if isinstance(source, RegistryConfig):
         return source.name
+    archive = _archive(source)
+    if archive is not None:
+        return replace(archive, target=display_name(archive.target)).source
     local = local_path(source)
     if local is not None:
         return local
@@ -166,10 +182,14 @@ def _advice(source: Source, error: LayerfsError, *, verb: str, may_create: bool)
     match error:
         case InsideStorage():
             return ""
+        case PathNotFound() if _archive(source) is not None:
+            return ". Check the name"
         case NotARegistry():
             empty = " It may also be that nothing was ever pushed there" if isinstance(source, RegistryConfig) else ""
             begin = ", or use --create to begin an empty registry here" if may_create else ""
             return f".{empty}{begin}" if empty else begin
+        case PathNotFound() if (kind := _kind_of_file(local_path(source))) is not None:
+            return f". It is a file. If it is a backup of a registry's storage, {verb} '{kind}::{local_path(source)}'"
         case PathNotFound() if os.path.exists(local_path(source) or ""):
             return ". It is not a directory: name the root directory of a registry's storage"
         case PathNotFound():
@@ -180,6 +200,17 @@ def _advice(source: Source, error: LayerfsError, *, verb: str, may_create: bool)
             return f". {verb.capitalize()} as a user who may use it, such as the one that the registry runs as"
         case _:
             return ""
+
+
+#: How files are called that may be backups, by what their source is to be written with.
+_ARCHIVE_NAMES: Final = {"zip": (".zip",), "tar": (".tar", ".tar.gz", ".tgz")}
+
+
+def _kind_of_file(path: str | None) -> str | None:
+    """The kind of archive that the file at `path` seems to be, by its name."""
+    if path is None or not os.path.isfile(path):
+        return None
+    return next((kind for kind, endings in _ARCHIVE_NAMES.items() if path.lower().endswith(endings)), None)
 
 
 async def _find_storage(source: Storage, *, verb: str, create: bool) -> StorageDriver:
@@ -206,6 +237,9 @@ def _check_no_credentials(source: str) -> None:
 
     A name alone before the `@` is none: SFTP has it.
     """
+    archive = parse_archive(source)
+    if archive is not None:
+        source = archive.target
     if "://" not in source:
         return
     try:
@@ -237,6 +271,7 @@ async def _storage_around(source: str) -> str | None:
 async def _open(source: Storage, *, create: bool) -> StorageDriver:
     driver = open_driver(source, create=create)
     try:
+        await _check_root_of_archive(driver, source)
         registry = await Registry.open(driver, create=create)
         if create:
             await registry.begin()
@@ -244,6 +279,17 @@ async def _open(source: Storage, *, create: bool) -> StorageDriver:
         await _close(driver)
         raise
     return driver
+
+
+async def _check_root_of_archive(driver: StorageDriver, source: Storage) -> None:
+    """Raises `InsideStorage`, with the right source, if the storage lies elsewhere in an archive."""
+    archive = _archive(source) if isinstance(source, str) else None
+    if not isinstance(driver, ArchiveDriver) or archive is None or await driver.is_directory(ROOT):
+        return
+    roots = await driver.directories_above(ROOT)
+    if roots:
+        found = " or ".join(repr(display_name(replace(archive, inside=root).source)) for root in roots[:3])
+        raise InsideStorage(f"the archive has a registry's storage elsewhere: name {found}")
 
 
 async def _close(driver: StorageDriver, *caches: DescriptorCache | ContentCache | None) -> None:

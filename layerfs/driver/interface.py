@@ -71,6 +71,8 @@ class Capabilities:
     listed_files: bool = False
     #: `list_files` tells of all files what `stat` tells, also of those that grow.
     listed_uploads: bool = False
+    #: Nothing can be changed: all that would raises `StorageReadOnly`.
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +336,12 @@ class StorageDriver(ABC):
     async def get_contents(self, paths: Sequence[str], *, limit: int) -> Contents:
         """`get_content` of each path, in order; an error stands in its place instead of being raised."""
         return [await _result_of(self.get_content(path, limit=limit)) for path in paths]
+
+    async def delete_files(self, paths: Sequence[str]) -> None:
+        """Deletes files, in any order. What is missing is no error; none of the paths may be that of a directory."""
+        for path in paths:
+            with contextlib.suppress(PathNotFound):
+                await self.delete(path)
 
     async def delete_in_steps(self, *steps: Sequence[str]) -> None:
         """Deletes what is at all the paths, one step after the other, in any order within a step.
