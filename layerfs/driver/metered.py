@@ -148,6 +148,9 @@ class MeteredDriver(StorageDriver):
     async def get_contents(self, paths: Sequence[str], *, limit: int) -> Contents:
         return await self._measure("GetContents", self._driver.get_contents(paths, limit=limit))
 
+    async def delete_files(self, paths: Sequence[str]) -> None:
+        await self._measure("DeleteFiles", self._driver.delete_files(paths))
+
     async def delete_in_steps(self, *steps: Sequence[str]) -> None:
         await self._measure("DeleteInSteps", self._driver.delete_in_steps(*steps))
 

@@ -231,6 +231,13 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
             raise PathNotFound(path)
         await self._objects.delete_keys(path, keys)
 
+    async def delete_files(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            check_may_be_deleted(path)
+            await self._take_away(path, "it was removed")
+        if paths:
+            await self._objects.delete_keys(paths[0], [self.key(path) for path in paths])
+
     async def _delete_below(self, directory: str, steps: Sequence[Sequence[str]]) -> None:
         await self._take_away_below(directory)
         keys = await self._keys_at(directory)

@@ -224,8 +224,10 @@ class Store(KeyedStorage):
         if state is None or not append:
             if state is not None:
                 await self._remove(path, state)
-            state = StoredUpload(await self.bucket.create_upload(path), (), (), None)
-        upload = self._live[path] = S3Upload(self.bucket, self._copies, path, state)
+            state, is_quiet = StoredUpload(await self.bucket.create_upload(path), (), (), None), True
+        else:
+            is_quiet = self._left.is_quiet(path, state)
+        upload = self._live[path] = S3Upload(self.bucket, self._copies, path, state, is_quiet=is_quiet)
         return upload
 
     async def end_writing(self, upload: S3Upload) -> None:
@@ -325,11 +327,21 @@ class Store(KeyedStorage):
         if not keys and not aborted:
             raise PathNotFound(path)
 
+    async def delete_files(self, paths: Sequence[str]) -> None:
+        for path in filter(self._may_be_upload, paths):
+            await self._drop_upload(path, "it was removed")
+        for path in paths:
+            check_may_be_deleted(path)
+        if paths:
+            await self.bucket.delete_keys(paths[0], [self.key(path) for path in paths])
+
     async def _delete_below(self, directory: str, steps: Sequence[Sequence[str]]) -> None:
         await self._end_uploads_at(directory)
         keys = await self._keys_at(directory)
-        if not self._left.is_published(f"{directory}/data"):
+        data = f"{directory}/data"
+        if not self._left.is_published(data) or data in self.bucket.begun_twice:
             await self._abort(directory, await self.bucket.list_uploads(directory, self.key(directory)))
+            self.bucket.begun_twice.discard(data)
         for step in steps:
             beginnings = tuple(f"{self.key(path)}/" for path in step)
             own = [key for key in keys if f"{key}/".startswith(beginnings)]

@@ -10,7 +10,7 @@ without the manifests in it: doing the same again completes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
@@ -82,11 +82,15 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
-    """A manifest of a repository: `size` in bytes, `stored_at` in nanoseconds since 1970 (0 if unknown)."""
+    """A manifest of a repository: `size` in bytes, `stored_at` in nanoseconds since 1970 (0 if unknown).
+
+    `seen_at` is when storage had its blob, as in `BlobInfo`.
+    """
 
     digest: Digest
     size: int
     stored_at: int
+    seen_at: float | None = field(default=None, compare=False)
 
 
 class ManifestService:
@@ -438,7 +442,7 @@ Manifests: TypeAlias = list[Manifest]
 
 
 def _info(blob: BlobInfo) -> ManifestInfo:
-    return ManifestInfo(blob.digest, blob.size, blob.stored_at)
+    return ManifestInfo(blob.digest, blob.size, blob.stored_at, blob.seen_at)
 
 
 def _revision_directory(name: str, digest: Digest) -> str:

@@ -12,8 +12,9 @@ Tags are never cached: registries and other nodes change them at any time.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from layerfs.digest import CANONICAL, Digest
 from layerfs.driver.interface import FileInfo, StorageDriver
@@ -22,6 +23,12 @@ from layerfs.names import check_repository_name, check_tag, is_tag, new_upload_i
 from layerfs.registry.links import raise_if_all_failed, read_link, read_links, write_link
 from layerfs.registry.paths import RepositoryDirectory, TagCurrentLink, TagIndexLink, UploadDirectory
 from layerfs.registry.revisions import UNUSABLE, Revisions, parse_digests
+
+#: Tags that are removed together: what a crash leaves of so many has no current link any more, but its index.
+_BATCH: Final = 500
+
+#: Up to so many tags are removed one by one, which costs less than to list what all tags of a repository consist of.
+_FEW: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,7 @@ class TagService:
 
         Raises what keeps one from being read: a manifest must not be deleted under a tag that was not seen.
         """
-        found = await self._read()
-        for link in found.values():
-            if isinstance(link, LayerfsError) and not isinstance(link, UNUSABLE):
-                raise link
-        return [name for name, link in found.items() if link == digest]
+        return _meaning(digest, await self._read())
 
     async def history(self, tag: str) -> Digests:
         """All that the tag has meant, the newest last, whether those manifests are still there or not.
@@ -136,12 +139,29 @@ class TagService:
     async def untag_all(self, digest: Digest) -> Names:
         """Removes the tags that mean this manifest now, and returns them. Raises what `lookup` raises."""
         tags = await self.lookup(digest)
+        # Looked at again: one may have been moved meanwhile, and then it is not ours to remove.
+        if len(tags) > _FEW and self._driver.capabilities.listed_files:
+            for start in range(0, len(tags), _BATCH):
+                batch = tags[start : start + _BATCH]
+                await self._untag_many(_meaning(digest, await self._read_current(batch)))
+            return tags
         for tag in tags:
             with contextlib.suppress(TagUnknown):
-                # Looked at again: it may have been moved meanwhile, and then it is not ours to remove.
                 if await self.get(tag) == digest:
                     await self.untag(tag)
         return tags
+
+    async def _untag_many(self, tags: Sequence[str]) -> None:
+        """`untag` of each, with requests for all of them together; every current goes before its index."""
+        await self._driver.delete_files([TagCurrentLink(self.name, tag).path for tag in tags])
+        above = f"{RepositoryDirectory(self.name).manifests}/tags"
+        try:
+            left = [info.path for info in await self._driver.list_files(above)]
+        except PathNotFound:
+            return
+        # What somebody has tagged again since keeps its history.
+        gone = set(tags) - {path.split("/")[-3] for path in left if path.endswith("/current/link")}
+        await self._driver.delete_files([path for path in left if path.removeprefix(f"{above}/").split("/")[0] in gone])
 
     async def _read(self) -> dict[str, Digest | LayerfsError]:
         """What is in `current/link` of every directory that can be a tag."""
@@ -150,6 +170,9 @@ class TagService:
         except (PathNotFound, NotRegularFile):
             return {}
         names = sorted(entry.name for entry in entries if entry.is_directory and is_tag(entry.name))
+        return await self._read_current(names)
+
+    async def _read_current(self, names: Sequence[str]) -> dict[str, Digest | LayerfsError]:
         links = await read_links(self._driver, [TagCurrentLink(self.name, name).path for name in names])
         return dict(zip(names, links, strict=True))
 
@@ -161,3 +184,11 @@ class TagService:
 Tags: TypeAlias = list[Tag]
 Names: TypeAlias = list[str]
 Digests: TypeAlias = list[Digest]
+
+
+def _meaning(digest: Digest, found: Mapping[str, Digest | LayerfsError]) -> Names:
+    """The tags that mean `digest`. Raises what keeps one from being read."""
+    for link in found.values():
+        if isinstance(link, LayerfsError) and not isinstance(link, UNUSABLE):
+            raise link
+    return [name for name, link in found.items() if link == digest]

@@ -111,7 +111,7 @@ class ManifestFile(BlobFile):
     """A manifest: its bytes as they are stored."""
 
     def __init__(self, state: MountState, repository: str, info: ManifestInfo) -> None:
-        blob = BlobInfo(info.digest, info.size, info.stored_at)
+        blob = BlobInfo(info.digest, info.size, info.stored_at, info.seen_at)
         super().__init__(state, repository, f"{repository}/{MANIFESTS}/{info.digest}", info.digest, blob)
 
     async def media_type(self) -> str:

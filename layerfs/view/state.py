@@ -33,6 +33,9 @@ _Value = TypeVar("_Value")
 _LISTINGS_KEPT: Final = 64
 _LISTED_ENTRIES_KEPT: Final = 200_000
 
+#: Single tags that are remembered for the time to live.
+_TAGS_KEPT: Final = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class TreeOptions:
@@ -51,12 +54,17 @@ class TreeOptions:
 
 
 class ExpiringListings(Generic[_Value]):
-    """The newest listings by repository name, each for `ttl` seconds; bounded in number and in entries."""
+    """The newest listings by repository name, each for `ttl` seconds; bounded in number and in entries.
 
-    def __init__(self, ttl: float) -> None:
+    One that `holds_as_long_as_it_took` is kept for longer where it took longer: whoever looks at all that it lists
+    would else ask for it again before he is through, or for each of them.
+    """
+
+    def __init__(self, ttl: float, *, holds_as_long_as_it_took: bool = False) -> None:
         self.hits = 0
         self.misses = 0
         self._ttl = ttl
+        self._holds_as_long_as_it_took = holds_as_long_as_it_took
         self._kept: OrderedDict[str, tuple[float, Sequence[_Value]]] = OrderedDict()
         # When a name was forgotten; and until when any name may have been that is not among these.
         self._forgotten: OrderedDict[str, float] = OrderedDict()
@@ -83,7 +91,9 @@ class ExpiringListings(Generic[_Value]):
         """
         if began_at <= self._forgotten.get(name, self._forgotten_before):
             return
-        self._kept[name] = (time.monotonic() + self._ttl, listing)
+        now = time.monotonic()
+        took = now - began_at if self._holds_as_long_as_it_took and self._ttl else 0.0
+        self._kept[name] = (now + max(self._ttl, took), listing)
         self._kept.move_to_end(name)
         while len(self._kept) > 1 and (len(self._kept) > _LISTINGS_KEPT or self._entries() > _LISTED_ENTRIES_KEPT):
             self._kept.popitem(last=False)
@@ -103,6 +113,45 @@ class ExpiringListings(Generic[_Value]):
 
     def _entries(self) -> int:
         return sum(len(listing) for _, listing in self._kept.values())
+
+
+class TagListings(ExpiringListings[DirectoryEntry]):
+    """Listings of `_tags`; and where it takes a request to ask for a tag, each as it was listed or looked up lately.
+
+    A tag on storage on this machine is asked for each time, which costs less than to be wrong.
+    """
+
+    def __init__(self, ttl: float, *, is_far: bool) -> None:
+        super().__init__(ttl, holds_as_long_as_it_took=is_far)
+        self._is_far = is_far
+        # What the listing that was last looked into lists, by name.
+        self._indexed: Sequence[DirectoryEntry] = ()
+        self._index: dict[str, Node] = {}
+        # By repository and tag, the newest last, with when storage was asked.
+        self._looked_up: OrderedDict[tuple[str, str], tuple[float, Node]] = OrderedDict()
+
+    def find(self, name: str, tag: str) -> Node | None:
+        """A tag as it was listed or looked up, if that is fresh and nothing was changed here since."""
+        if not self._is_far:
+            return None
+        if self.left(name):
+            listing = self._kept[name][1]
+            if listing is not self._indexed:
+                self._indexed, self._index = listing, {entry.name.decode(): entry.node for entry in listing}
+            if tag in self._index:
+                return self._index[tag]
+        asked_at, node = self._looked_up.get((name, tag), (-math.inf, None))
+        return node if self._is_current(name, asked_at) else None
+
+    def remember(self, name: str, tag: str, asked_at: float, node: Node) -> None:
+        """What storage said of a tag when it was asked at `asked_at` (monotonic): the kernel asks twice for one."""
+        self._looked_up[name, tag] = asked_at, node
+        self._looked_up.move_to_end((name, tag))
+        if len(self._looked_up) > _TAGS_KEPT:
+            self._looked_up.popitem(last=False)
+
+    def _is_current(self, name: str, asked_at: float) -> bool:
+        return asked_at > self._forgotten.get(name, self._forgotten_before) and time.monotonic() < asked_at + self._ttl
 
 
 class MountState:
@@ -130,7 +179,7 @@ class MountState:
                 verify=options.verify_reads,
             )
         self.manifest_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
-        self.tag_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
+        self.tag_listings = TagListings(options.metadata_ttl, is_far=registry.driver.capabilities.listed_files)
         self.index_listings: ExpiringListings[IndexEntry] = ExpiringListings(options.metadata_ttl)
         #: Told when a file has become another one, an upload a layer. Set by the tree.
         self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005

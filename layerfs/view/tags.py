@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import time
 from collections.abc import Hashable, Sequence
 
 from layerfs.digest import Digest
@@ -36,6 +37,9 @@ class TagLink(ListedNode):
         return Attributes(stat.S_IFLNK | 0o777, len(self._target(self._digest)), self._state.mounted_at, 1, 0.0, 0.0)
 
     async def read_link(self) -> str:
+        found = self._state.tag_listings.find(self._repository, self.name)
+        if isinstance(found, TagLink):
+            return self._target(found._digest)
         return self._target(await self._state.tags(self._repository).get(self.name))
 
     def check_ownership_change(self) -> None:
@@ -58,7 +62,12 @@ class TagsDirectory(OwnDirectory):
     async def lookup(self, name: str) -> Node:
         if not is_tag(name):
             return await self._uploads.lookup(name)
-        return self._link(name, await self._state.tags(self.repository).get(name))
+        found = self._state.tag_listings.find(self.repository, name)
+        if found is None:
+            asked_at = time.monotonic()
+            found = self._link(name, await self._state.tags(self.repository).get(name))
+            self._state.tag_listings.remember(self.repository, name, asked_at, found)
+        return found
 
     async def entries(self) -> Sequence[DirectoryEntry]:
         return await self._remembered(self._state.tag_listings, self._links)

@@ -1058,6 +1058,18 @@ async def test_delete_what_is_missing(driver: StorageDriver) -> None:
     assert await names_in(driver, "/") == ["ab"]
 
 
+async def test_delete_files(driver: StorageDriver, names_left: NamesLeft) -> None:
+    """Those that are there, wherever they are, and the neighbours stay."""
+    for path in ("/a/b/link", "/a/b/link-1", "/a/c/link", "/a/d/link/link"):
+        await driver.put_content(path, b"")
+    await driver.delete_files(["/a/b/link", "/a/missing", "/a/c/link"])
+    assert await names_left("/a/b") == ["link-1"]
+    with pytest.raises(PathNotFound):
+        await driver.stat("/a/c/link")
+    assert not (await driver.stat("/a/d/link/link")).is_directory
+    await driver.delete_files([])
+
+
 async def test_delete_in_steps(driver: StorageDriver, names_left: NamesLeft) -> None:
     """All of it goes, missing or not, and the neighbours stay."""
     for path in ("/a/u/data", "/a/u/states/1", "/a/u/states/2", "/a/u/started", "/a/u/name", "/a/v/data", "/a/u-1"):

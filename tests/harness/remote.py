@@ -74,3 +74,11 @@ def blob_key(digest: str) -> str:
 
 def link_key(repository: str, digest: str) -> str:
     return f"{_V2}/repositories/{repository}/_layers/{digest.replace(':', '/')}/link"
+
+
+def revision_key(repository: str, digest: str) -> str:
+    return f"{_V2}/repositories/{repository}/_manifests/revisions/{digest.replace(':', '/')}/link"
+
+
+def tag_key(repository: str, tag: str) -> str:
+    return f"{_V2}/repositories/{repository}/_manifests/tags/{tag}/current/link"

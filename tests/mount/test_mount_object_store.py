@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from harness.mount import COMMAND, Mount
 from harness.object_stores import gateway
-from harness.remote import RemoteRegistry, blob_key, link_key
+from harness.remote import RemoteRegistry, blob_key, link_key, revision_key, tag_key
 from harness.s3_proxy import S3Proxy
 from harness.storage import Storage, digest_of
 from harness.tolerance import forgive_refusals, refusals
@@ -89,6 +89,48 @@ def test_sizes_are_asked_for_once(many: tuple[RemoteRegistry, list[str]], mounts
     counts = remote.proxy.counts
     assert counts["HeadObject"] <= 2
     assert counts["ListObjectsV2"] <= 3
+
+
+def test_tags_are_asked_for_once(remote: RemoteRegistry, mounts: Mounts) -> None:
+    """With a request for each, side by side, and not again while they are shown; what is changed here is seen at once,
+    what others change within the time to live."""
+    manifests = [f"sha256:{number:064x}" for number in range(3)]
+    tags = {f"v{number}": manifests[number % 3] for number in range(200)}
+    remote.put_all((tag_key("a", tag), digest.encode()) for tag, digest in tags.items())
+    mount = mounts(remote.url, "--metadata-ttl", "3600", "--allow-delete")
+    directory = mount.path / "a/_tags"
+    remote.proxy.forget()
+    shown = subprocess.check_output(["ls", "-l", directory], text=True).splitlines()[1:]
+    assert {line.split()[-3]: line.split()[-1].removeprefix("../_manifests/") for line in shown} == tags
+    assert remote.proxy.counts["GetObject"] == len(tags)
+    assert remote.proxy.counts["ListObjectsV2"] <= 3
+    remote.proxy.forget()
+    assert {name: os.readlink(directory / name)[-71:] for name in tags} == tags
+    assert remote.proxy.counts == {}
+    os.unlink(directory / "v0")
+    assert not os.path.lexists(directory / "v0")
+    remote.proxy.forget()
+    for _ in range(3):
+        assert os.readlink(directory / "v1").endswith(manifests[1])
+    assert remote.proxy.counts == {"GetObject": 1}
+    short = mounts(remote.url, "--metadata-ttl", "0.2")
+    assert os.readlink(short.path / "a/_tags/v1").endswith(manifests[1])
+    remote.put_all([(tag_key("a", "v1"), manifests[2].encode())])
+    time.sleep(0.3)  # the time to live
+    assert os.readlink(short.path / "a/_tags/v1").endswith(manifests[2])
+
+
+def test_reading_a_manifest_costs_one_request(remote: RemoteRegistry, mounts: Mounts) -> None:
+    """Once it was listed or looked up: nobody asks again whether it is there."""
+    contents = [f'{{"schemaVersion": 2, "number": {number}}}'.encode() for number in range(5)]
+    digests = [remote.put_blob(content) for content in contents]
+    remote.put_all((revision_key("a", digest), digest.encode()) for digest in digests)
+    mount = mounts(remote.url, "--metadata-ttl", "3600")
+    directory = mount.path / "a/_manifests"
+    assert sorted(os.listdir(directory)) == sorted(digests)
+    remote.proxy.forget()
+    assert [(directory / digest).read_bytes() for digest in digests] == contents
+    assert remote.proxy.counts == {"GetObject": len(digests)}
 
 
 def test_finishing_costs_few_requests(remote: RemoteRegistry, mounts: Mounts, tmp_path: Path) -> None:

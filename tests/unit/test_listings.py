@@ -6,7 +6,8 @@ import pytest
 from harness.clock import Clock
 
 from layerfs.view import state
-from layerfs.view.state import ExpiringListings
+from layerfs.view.nodes import Attributes, DirectoryEntry, Node, file_attributes
+from layerfs.view.state import ExpiringListings, TagListings
 
 TTL = 10.0
 
@@ -99,3 +100,86 @@ def test_only_so_many_entries(listings: ExpiringListings[str], clock: Clock, mon
     assert (listings.get("a"), listings.get("b")) == (None, ["x"] * 2)
     listings.put("c", clock.now, ["x"] * 100)
     assert (listings.get("b"), listings.get("c")) == (None, ["x"] * 100)
+
+
+# --- tags -------------------------------------------------------------------------------------------------------------
+
+
+class Tag(Node):
+    """As much of one as a listing needs."""
+
+    key = "tag"
+
+    async def attributes(self) -> Attributes:
+        raise NotImplementedError
+
+
+def entry(name: str, node: Node) -> DirectoryEntry:
+    return DirectoryEntry(name.encode(), node, file_attributes(permissions=0o444, size=0, modified_at=0))
+
+
+@pytest.fixture
+def tags(clock: Clock) -> TagListings:
+    """Of a storage that is far away; none yet."""
+    return TagListings(TTL, is_far=True)
+
+
+def test_a_listing_of_tags_holds_as_long_as_it_took(tags: TagListings, clock: Clock) -> None:
+    """So that whoever goes through all of them is through before it ends; without a time to live it is not kept."""
+    clock.now = 1000.0 + 3 * TTL
+    never = TagListings(0.0, is_far=True)
+    for listings in (tags, never):
+        listings.put("a", 1000.0, [entry("v1", Tag())])
+    assert never.get("a") is None
+    clock.now += 3 * TTL - 0.1
+    assert tags.find("a", "v1") is not None
+    clock.now += 0.1
+    assert tags.find("a", "v1") is None
+
+
+def test_tags_are_found_in_the_newest_listing(tags: TagListings, clock: Clock) -> None:
+    """Of their own repository."""
+    old, new, other = Tag(), Tag(), Tag()
+    tags.put("a", clock.now, [entry("v1", old)])
+    tags.put("b", clock.now, [entry("v1", other)])
+    assert [tags.find(name, "v1") for name in "aba"] == [old, other, old]
+    tags.put("a", clock.now, [entry("v1", new)])
+    assert [tags.find("a", tag) for tag in ("v1", "v2")] == [new, None]
+
+
+def test_a_tag_that_was_looked_up_is_known_for_its_time(tags: TagListings, clock: Clock) -> None:
+    """Since storage was asked, not since it has answered."""
+    node, asked_at = Tag(), clock.now
+    clock.now += TTL / 2
+    tags.remember("a", "v1", asked_at, node)
+    clock.now += TTL / 2 - 0.1
+    assert [tags.find(*of) for of in (("a", "v1"), ("a", "v2"), ("b", "v1"))] == [node, None, None]
+    clock.now += 0.1
+    assert tags.find("a", "v1") is None
+
+
+def test_tags_are_forgotten_with_a_change_of_our_own(tags: TagListings, clock: Clock) -> None:
+    """Also what was asked for before the change, and is answered after it."""
+    asked_at = clock.now
+    tags.put("a", asked_at, [entry("v1", Tag())])
+    tags.remember("a", "v2", asked_at, Tag())
+    clock.now += 1
+    tags.forget("a")
+    tags.remember("a", "v3", asked_at, Tag())
+    assert [tags.find("a", tag) for tag in ("v1", "v2", "v3")] == [None] * 3
+
+
+def test_tags_on_this_machine_are_asked_for(clock: Clock) -> None:
+    """Whatever is remembered of them."""
+    tags = TagListings(TTL, is_far=False)
+    tags.put("a", clock.now, [entry("v1", Tag())])
+    tags.remember("a", "v1", clock.now, Tag())
+    assert tags.find("a", "v1") is None
+
+
+def test_only_so_many_single_tags(tags: TagListings, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go."""
+    monkeypatch.setattr(state, "_TAGS_KEPT", 2)
+    for number in (1, 2, 3):
+        tags.remember("a", f"v{number}", clock.now, Tag())
+    assert [tags.find("a", f"v{number}") is not None for number in (1, 2, 3)] == [False, True, True]

@@ -14,7 +14,7 @@ from harness.swift import Swift
 
 from layerfs.digest import Digest
 from layerfs.driver.s3 import S3Driver
-from layerfs.errors import PathNotFound
+from layerfs.errors import LayerfsError, PathNotFound
 from layerfs.registry import Registry
 
 MEBIBYTE = 1 << 20
@@ -40,6 +40,14 @@ async def put_all(driver: S3Driver, paths: list[str], content: bytes = b"") -> N
     async with trio.open_nursery() as nursery:
         for path in paths:
             nursery.start_soon(put, path)
+
+
+async def tag(driver: S3Driver, tags: list[str], digest: Digest, moved: Digest | None = None) -> None:
+    """Tags as a registry stores them; those that were `moved` here have meant something else before."""
+    paths = [f"{REPOSITORY}/_manifests/tags/{each}" for each in tags]
+    await put_all(driver, [f"{path}/current/link" for path in paths], str(digest).encode())
+    for meant in [digest, *([moved] if moved is not None else [])]:
+        await put_all(driver, [f"{path}/index/sha256/{meant.hex}/link" for path in paths], str(meant).encode())
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -288,3 +296,36 @@ async def test_listing_a_thousand_layers(drivers: Drivers, proxied: S3Driver, pr
     assert {layer.digest for layer in layers} == set(digests)
     assert proxy.counts["ListObjectsV2"] <= 4
     assert len(proxy.seen) <= 5
+
+
+async def test_a_manifest_with_many_tags_is_removed_with_few_requests(
+    driver: S3Driver, proxied: S3Driver, proxy: S3Proxy, stored
+) -> None:
+    """All tags are looked at, twice those that go; these go together, each current before its index."""
+    one, other = digest_of(b"one"), digest_of(b"other")
+    await driver.put_content(f"{REPOSITORY}/_manifests/revisions/sha256/{one.hex}/link", str(one).encode())
+    await tag(driver, [f"one{number}" for number in range(600)], one, moved=other)
+    await tag(driver, ["other", "one"], other, moved=one)
+    await Registry(proxied).repository("a").manifests.delete(one)
+    left = [path.removeprefix(f"{REPOSITORY}/_manifests/tags/") for path in stored.paths()]
+    of_others = [f"{name}/index/sha256/{each.hex}/link" for name in ("one", "other") for each in (one, other)]
+    assert sorted(left) == sorted(["one/current/link", "other/current/link", *of_others])
+    # 602 tags by one listing. Of 500 and 100 the currents, and what is left, listed by pages: 1,306 files, then 206.
+    # At the end the revision.
+    assert proxy.counts == {
+        "GetObject": 602 + 600,
+        "ListObjectsV2": 1 + 2 + 1 + 1,
+        "DeleteObjects": 4,
+        "DeleteObject": 1,
+    }
+
+
+async def test_tags_of_a_manifest_go_current_first(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """Whenever it ends, no tag is left that has a current and no index."""
+    one = digest_of(b"one")
+    names = [f"one{number}" for number in range(20)]
+    await tag(driver, names, one)
+    proxy.fail("refuse", "DeleteObjects", after=1, times=100, status=403, code="AccessDenied")
+    with pytest.raises(LayerfsError):
+        await Registry(proxied).repository("a").manifests.delete(one)
+    assert sorted(path.split("/")[-4] for path in stored.paths()) == ["index"] * 20
