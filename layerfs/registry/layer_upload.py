@@ -46,9 +46,11 @@ from layerfs.errors import (
 from layerfs.layername import LayerName, Verifier, is_of_nothing
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
 from layerfs.registry.links import read_link, write_link
-from layerfs.registry.lost_tail import can_lose_tail, note_durable, size_before_lost_tail
+from layerfs.registry.lost_tail import cut_lost_tail, note_durable
 from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
+from layerfs.registry.pending_bytes import STORE_SIZE, PendingBytes
 from layerfs.registry.repositories import link_layer, make_repository
+from layerfs.registry.stored_upload import StoredUpload
 
 if TYPE_CHECKING:
     from layerfs.registry.blobs import BlobInfo
@@ -58,12 +60,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-
-#: Bytes that `write` gathers before it hands them to the driver: one trip to a thread for many small writes.
-STORE_SIZE: Final = 1 << 20
-
-#: Bytes below which a write is gathered with its neighbours.
-_SMALL: Final = 64 << 10
 
 #: Bytes read at a time when content is hashed from storage.
 _READ_SIZE: Final = 4 << 20
@@ -94,8 +90,6 @@ class LayerUpload:
         self.name = info.name
         self.uuid = info.uuid
         self.started_at = info.started_at
-        #: Bytes taken so far, stored or not.
-        self.size = info.size
         #: Where the next `write` goes.
         self.offset = info.size
         #: What `finish` has made of it, if storage has told that unasked.
@@ -103,10 +97,12 @@ class LayerUpload:
         self._store = store
         self._driver = store.driver
         self._directory = UploadDirectory(info.name, info.uuid)
+        self._stored = StoredUpload(store.driver, self._directory)
         self._writer = writer
         self._reader: FileReader | None = None
-        self._pending: list[bytes | bytearray] = []
-        self._pending_size = 0
+        # Bytes in storage, as far as is known here.
+        self._stored_size = info.size
+        self._pending = PendingBytes()
         self._flushed = True
         # Whether what was found in the file may never have been made durable, by a process that was killed.
         self._is_inherited = writer is None
@@ -119,29 +115,34 @@ class LayerUpload:
         self._stored_state_count = 0
         self._states_may_exist = writer is None
         self._lock = trio.Lock()
-        self._closed = False
+        self._is_let_go = False
         self._finishing = False
         self._failure: LayerfsError | None = None
 
     @property
+    def size(self) -> int:
+        """Bytes taken so far, stored or not."""
+        return self._stored_size + self._pending.size
+
+    @property
     def pending(self) -> int:
         """Bytes taken but not yet given to the driver."""
-        return self._pending_size
+        return self._pending.size
 
     @property
     def is_flushed(self) -> bool:
         """Whether all bytes taken are in storage for certain."""
-        return self._flushed and not self._pending
+        return self._flushed and not self._pending.are_left
 
     @property
     def is_usable(self) -> bool:
         """False once it is finished, cancelled, closed, or has failed."""
-        return not self._closed and self._failure is None
+        return not self._is_closed and self._failure is None
 
     @property
     def hash_lag(self) -> int:
         """Bytes in storage that the running hash does not cover yet, so that finishing would have to read them."""
-        return self.size - self._pending_size - self._hash.count
+        return self._stored_size - self._hash.count
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -149,7 +150,7 @@ class LayerUpload:
         """Writes at `offset` and moves it on. Returns the bytes written, always all of them."""
         await self.write_at(self.offset, content)
         self.offset += len(content)
-        if self._pending_size >= STORE_SIZE:
+        if self._pending.size >= STORE_SIZE:
             await self.store()
         return len(content)
 
@@ -174,7 +175,7 @@ class LayerUpload:
         if not content:
             return
         if offset == self.size:
-            self._append(content)
+            self._pending.append(content)
             return
         async with self._exclusively():
             await self._write_out_of_order(offset, content)
@@ -192,7 +193,7 @@ class LayerUpload:
                 return
             writer = await self._writer_for_random_access(size)
             await self._attempt(writer.truncate(size), refusable=True)
-            self.size = writer.size
+            self._stored_size = writer.size
 
     async def open_writer(self) -> None:
         """Takes the place of the one writer now instead of at the first write, so that `size` is what storage has."""
@@ -231,10 +232,7 @@ class LayerUpload:
 
     async def open_reader(self) -> FileReader:
         """The bytes that are in storage now, to be closed by the caller. Raises `LayerUploadUnknown`."""
-        try:
-            return await self._driver.open(self._directory.data)
-        except PathNotFound as error:
-            raise LayerUploadUnknown(self.name, self.uuid) from error
+        return await self._stored.open()
 
     async def hash_stored(self) -> None:
         """Lets the hash catch up with what was in storage before, while more is being written.
@@ -282,31 +280,31 @@ class LayerUpload:
 
     async def cancel(self) -> None:
         """Deletes the upload and all its bytes. Works also after an error, and again if it fails itself."""
-        if self._closed:
+        if self._is_closed:
             raise LayerClosed(f"upload {self.uuid}")
         # From here on nothing may be written: it would come back to life as a directory that nobody ever removes.
         self._failure = LayerClosed(f"upload {self.uuid}")
         async with self._lock:
-            if self._closed:
+            if self._is_closed:
                 raise LayerClosed(f"upload {self.uuid}")
             self._drop_pending()
             await self._close_writer()
             self._close_reader()
-            await self._remove()
+            await self._stored.remove()
 
     async def close(self) -> None:
         """Flushes and lets go; the upload can be resumed. May be called again, and after `finish` and `cancel`.
 
         Waits for a `finish` that is under way.
         """
-        if self._closed:
+        if self._is_closed:
             return
         try:
             async with self._lock:
                 if self.is_usable:
                     await self._flush()
         finally:
-            self._closed = True
+            self._is_let_go = True
             self._close_reader()
             with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
                 await self._close_writer()
@@ -319,29 +317,18 @@ class LayerUpload:
     ) -> None:
         await self.close()
 
-    # --- steps of writing; the lock is held, except in `_append` -------------------------------------------------
-
-    def _append(self, content: bytes) -> None:
-        last = self._pending[-1] if self._pending else None
-        if len(content) >= _SMALL:
-            self._pending.append(content)
-        elif isinstance(last, bytearray) and len(last) < STORE_SIZE:
-            last += content
-        else:
-            # Gathered: as objects of their own, bytes written one by one would take forty times their size.
-            self._pending.append(bytearray(content))
-        self._pending_size += len(content)
-        self.size += len(content)
+    # --- steps of writing; the lock is held ------------------------------------------------------------
 
     async def _store_pending(self) -> None:
-        while self._pending:
+        while self._pending.are_left:
             writer = await self._open_writer()
-            batch, self._pending = [bytes(content) for content in self._pending], []
+            batch = self._pending.take()
             start = writer.size
             # Here, not where bytes are taken: they may be taken while an earlier flush is under way.
             self._flushed = False
             await self._attempt(writer.write(batch))
-            self._pending_size -= writer.size - start
+            self._pending.stored(writer.size - start)
+            self._stored_size = writer.size
             if self._hash.count == start:
                 await self._update_hash(batch)
 
@@ -353,11 +340,11 @@ class LayerUpload:
         elif offset > writer.size:
             await self._append_zeros(offset - writer.size)
         if offset == writer.size:
-            self._append(content)
+            self._pending.append(content)
             return
         writer = await self._writer_for_random_access(offset)
         await self._attempt(writer.write_at(offset, content), refusable=True)
-        self.size = writer.size + self._pending_size
+        self._stored_size = writer.size
 
     async def _extend(self, writer: FileWriter, size: int) -> None:
         """Makes a hole at the end, as `cp` does for a file with holes; finishing need not read it all for that."""
@@ -368,14 +355,14 @@ class LayerUpload:
         follows = self._hash.count == writer.size
         self._flushed = False
         await self._attempt(writer.truncate(size), refusable=True)
-        self.size = writer.size + self._pending_size
+        self._stored_size = writer.size
         if follows and gap <= _HOLE_HASHED:
             await self._update_hash([bytes(min(_READ_SIZE, gap - done)) for done in range(0, gap, _READ_SIZE)])
 
     async def _append_zeros(self, count: int) -> None:
         while count:
             length = min(count, STORE_SIZE)
-            self._append(bytes(length))
+            self._pending.append(bytes(length))
             await self._store_pending()
             count -= length
 
@@ -423,7 +410,7 @@ class LayerUpload:
 
     async def _open_writer(self) -> FileWriter:
         if self._writer is None:
-            await self._check_exists()
+            await self._stored.check_exists()
             writer = await self._driver.writer(self._directory.data, append=True)
             try:
                 if writer.version() is None or writer.version() != self._hash_version:
@@ -434,54 +421,16 @@ class LayerUpload:
                 raise
             if self._is_inherited and writer.size:
                 self._flushed = False
-            self.size = writer.size + self._pending_size
+            self._stored_size = writer.size
             self._writer = writer
         return self._writer
 
-    async def _check_exists(self) -> None:
-        """Somebody else may have finished or cancelled it, and then it must not come back to life."""
-        try:
-            await self._driver.stat(self._directory.started_at)
-        except PathNotFound as error:
-            raise LayerUploadUnknown(self.name, self.uuid) from error
-
-    async def _remove(self) -> None:
-        """Deletes the upload, and is done when it is none any more, though there may be something left of it.
-
-        Where storage fails in the middle, or its last answer is lost, nobody could be told to try again: there would be
-        nothing to try it with. What is left then nobody sees, and `purge_uploads` removes it.
-        """
-        try:
-            await self._store.remove(self.name, self.uuid)
-        except DriverError:
-            if await self._may_be_there():
-                raise
-            await self._remove_rest()
-        self._closed = True
-
-    async def _remove_rest(self) -> None:
-        try:
-            await self._store.remove(self.name, self.uuid)
-        except DriverError as error:
-            _log.info("upload %s is gone, but there may be something left of it: %s", self.uuid, error)
-
-    async def _may_be_there(self) -> bool:
-        try:
-            await self._check_exists()
-        except LayerUploadUnknown:
-            return False
-        except DriverError:
-            return True
-        return True
-
     async def _take_over(self, writer: FileWriter) -> None:
         """Goes on with a file that somebody else has written, or may have."""
-        await self._cut_lost_tail(writer)
-        if self._pending and writer.size != self.size - self._pending_size:
+        await cut_lost_tail(self._driver, self._directory, writer)
+        if self._pending.are_left and writer.size != self._stored_size:
             # They were taken for a place that is no longer the end.
-            error = ContentChanged(
-                self._directory.data, f"it has {writer.size} bytes, not {self.size - self._pending_size}"
-            )
+            error = ContentChanged(self._directory.data, f"it has {writer.size} bytes, not {self._stored_size}")
             self._fail(error)
             raise error
         self._hash = await self._trusted_hash(writer.size)
@@ -490,15 +439,6 @@ class LayerUpload:
         # Whoever wrote these bytes may have been killed before they were durable.
         self._flushed = self._flushed and not writer.size
         await self._delete_states_ahead_of(writer.size)
-
-    async def _cut_lost_tail(self, writer: FileWriter) -> None:
-        if not can_lose_tail(self._driver, writer.size):
-            return
-        info = await self._driver.stat(self._directory.data)
-        size = await size_before_lost_tail(self._driver, self._directory, info)
-        if size < info.size == writer.size:
-            _log.info("upload %s: the last %d bytes were lost when the power went", self.uuid, info.size - size)
-            await writer.truncate(size)
 
     async def _delete_states_ahead_of(self, size: int) -> None:
         """Registries store a state before the data: what a crash leaves would be wrong for other bytes to come."""
@@ -543,7 +483,7 @@ class LayerUpload:
             if not refusable:
                 self._fail(error)
             elif self._writer is not None:
-                self.size = self._writer.size + self._pending_size
+                self._stored_size = self._writer.size
             raise
         except BaseException as error:
             self._fail(error)
@@ -557,11 +497,9 @@ class LayerUpload:
         self._drop_pending()
 
     def _drop_pending(self) -> None:
-        self.size -= self._pending_size
         self._pending.clear()
-        self._pending_size = 0
         if self._writer is not None:
-            self.size = self._writer.size
+            self._stored_size = self._writer.size
 
     @contextlib.asynccontextmanager
     async def _exclusively(self) -> AsyncIterator[None]:
@@ -571,13 +509,17 @@ class LayerUpload:
             self._check_open()
             yield
 
+    @property
+    def _is_closed(self) -> bool:
+        return self._is_let_go or self._stored.is_removed
+
     def _check_usable(self) -> None:
         self._check_open()
         if self._finishing:
             raise LayerUploadBusy(self.name, self.uuid, "it is being finished")
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._is_closed:
             raise LayerClosed(f"upload {self.uuid}")
         if self._failure is not None:
             # Without the traceback of the last time, which would grow with each, and keep all that it refers to.
@@ -605,7 +547,7 @@ class LayerUpload:
     async def _finish_again(self, digest: LayerName, size: int | None) -> Digest:
         """Finishes where `data` is missing: it was published before a crash, or there never was a byte."""
         try:
-            await self._check_exists()
+            await self._stored.check_exists()
         except LayerUploadUnknown:
             return await self._finish_at_last(digest)
         canonical = await self._canonical_of(digest)
@@ -637,7 +579,7 @@ class LayerUpload:
             await self._store.blobs.stat(canonical)
         except (PathNotFound, LinkInvalid, BlobUnknown) as error:
             raise LayerUploadUnknown(self.name, self.uuid) from error
-        await self._remove()
+        await self._stored.remove()
         return canonical
 
     async def _verify_stored(self, stored: FileReader, canonical: Digest, digest: LayerName, size: int | None) -> None:
@@ -716,7 +658,7 @@ class LayerUpload:
             await publish()
             await make_repository(self._driver, self.name)
             await link_layer(self._driver, self.name, canonical, digest)
-            await self._remove()
+            await self._stored.remove()
         if scope.cancelled_caught:
             raise BackendFailure(
                 self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"

@@ -14,12 +14,15 @@ file verified as it is.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from typing import Final
 
-from layerfs.driver.interface import FileInfo, StorageDriver
+from layerfs.driver.interface import FileInfo, FileWriter, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
 from layerfs.registry.paths import UploadDirectory
+
+_log = logging.getLogger(__name__)
 
 #: Bytes that can be lost at once: more than are on their way to a disk. More zeros are a hole that somebody has made.
 _LARGEST: Final = 64 << 20
@@ -32,14 +35,9 @@ _READ: Final = 1 << 20
 _NUMBER_LIMIT: Final = 20
 
 
-def can_lose_tail(driver: StorageDriver, size: int) -> bool:
-    """Whether a file of `size` bytes can have lost some, so that it is worth looking at."""
-    return size > 0 and driver.capabilities.random_writes
-
-
 async def size_before_lost_tail(driver: StorageDriver, directory: UploadDirectory, data: FileInfo) -> int:
     """How many bytes of an upload count, whose `data` was just looked at."""
-    if not can_lose_tail(driver, data.size) or data.modified_at >= _started_at():
+    if not _can_lose_tail(driver, data.size) or data.modified_at >= _started_at():
         return data.size
     try:
         return await _size_without_zeros(driver, data, await _durable(driver, directory, data.size))
@@ -48,10 +46,26 @@ async def size_before_lost_tail(driver: StorageDriver, directory: UploadDirector
         return data.size
 
 
+async def cut_lost_tail(driver: StorageDriver, directory: UploadDirectory, writer: FileWriter) -> None:
+    """Cuts what does not count off the `data` of an upload, which `writer` has just opened."""
+    if not _can_lose_tail(driver, writer.size):
+        return
+    info = await driver.stat(directory.data)
+    size = await size_before_lost_tail(driver, directory, info)
+    if size < info.size == writer.size:
+        _log.info("upload %s: the last %d bytes were lost when the power went", directory.uuid, info.size - size)
+        await writer.truncate(size)
+
+
 async def note_durable(driver: StorageDriver, directory: UploadDirectory, size: int) -> None:
     """Remembers that the first `size` bytes are durable. Nothing needs it where files do not lose bytes like this."""
     if driver.capabilities.random_writes:
         await driver.put_content(directory.durable, str(size).encode())
+
+
+def _can_lose_tail(driver: StorageDriver, size: int) -> bool:
+    """Whether a file of `size` bytes can have lost some, so that it is worth looking at."""
+    return size > 0 and driver.capabilities.random_writes
 
 
 def _started_at() -> int:

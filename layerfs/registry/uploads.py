@@ -35,6 +35,7 @@ from layerfs.registry.nameless_uploads import NamelessUploads
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.small_files import SmallFiles
+from layerfs.registry.stored_upload import StoredUpload
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
 from layerfs.registry.upload_info import FoundUploads, ListedUpload, ListedUploads, UploadInfo, Uploads
 
@@ -186,12 +187,7 @@ class UploadStore:
 
     async def remove(self, name: str, uuid: str) -> None:
         """Deletes all that is stored of an upload. `startedat` goes last, so that it can be repeated after a crash."""
-        directory = UploadDirectory(name, uuid)
-        await self.driver.delete_in_steps(
-            (directory.data, directory.hash_states),
-            (directory.started_at, directory.file_name),
-            (directory.path,),
-        )
+        await StoredUpload(self.driver, UploadDirectory(name, uuid)).delete()
 
     async def remove_ghosts(self, name: str) -> None:
         """Deletes what registries leave of cancelled uploads: directories without `startedat` and `data`."""

@@ -20,7 +20,7 @@ from layerfs.errors import (
     ShortRead,
 )
 from layerfs.layername import is_of_nothing
-from layerfs.registry.layer_upload import STORE_SIZE
+from layerfs.registry.pending_bytes import STORE_SIZE
 from layerfs.view.live_upload import LiveUpload
 from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import Handle

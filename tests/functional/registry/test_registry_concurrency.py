@@ -89,6 +89,21 @@ async def test_the_state_of_a_flush_that_was_overtaken(registry: Registry, watch
     assert files[upload_path(NAME, upload.uuid, "hashstates/sha256/12")] == hash_state(b"first second")
 
 
+@pytest.mark.local("an upload is cut")
+async def test_bytes_taken_while_it_is_cut(watched: FaultyDriver) -> None:
+    """They count, wherever the end was when they came: whoever appends next does not write over them."""
+    upload = await begin(watched, b"0123456789")
+    gate = Gate(watched, "truncate")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload.truncate, 4)
+        await gate.reached.wait()
+        await upload.write_at(upload.size, b"abc")
+        gate.open()
+    assert upload.size == 7
+    await upload.write_at(upload.size, b"def")
+    assert await upload.read(0, 100) == b"0123abcdef"
+
+
 async def test_hashing_alongside_writing(
     layers: LayerService, driver: StorageDriver, payload: Callable[[int], bytes]
 ) -> None:
