@@ -1,79 +1,47 @@
-"""One resumable upload: how it is written, verified, finished and cancelled.
+"""One resumable upload: how it is written, finished and cancelled.
 
-Two rules decide what is in here:
-
-* **What is hashed is what is stored.** The hash that runs along with the writes counts only while this process can
-  show that nobody else touched the file (`ContentVersion`); else everything is read again. A state found in storage is
-  somebody's word and is believed only if the operator says so (`trust_hash_states`): registries do leave states that
-  are not of the first n bytes.
-* **Every step of finishing can be repeated.** seal -> verify -> publish the blob -> canonical link -> alias link ->
-  delete the upload. `docs/architecture.md` has the table of what a crash after each step leaves behind, and why
-  finishing again repairs it.
+What becomes of its bytes when it is finished is in `finishing`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeAlias, TypeVar
+from typing import Final, Self, TypeVar
 
 import trio
 
-from layerfs.digest import EMPTY, Digest
-from layerfs.driver.interface import ContentVersion, FileReader, FileWriter, SealedFile
+from layerfs.digest import Digest
+from layerfs.driver.interface import ContentVersion, FileReader, FileWriter
 from layerfs.errors import (
     BackendFailure,
-    BlobUnknown,
     ContentChanged,
     ContentTooLarge,
-    DriverError,
     InvalidOffset,
     LayerClosed,
     LayerfsError,
-    LayerInvalidDigest,
-    LayerInvalidLength,
     LayerUploadBusy,
-    LayerUploadInvalid,
-    LayerUploadUnknown,
-    LinkInvalid,
-    NotRegularFile,
-    PathNotFound,
     UnsupportedByDriver,
 )
-from layerfs.layername import LayerName, Verifier, is_of_nothing
-from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resume_hash
-from layerfs.registry.links import read_link, write_link
-from layerfs.registry.lost_tail import cut_lost_tail, note_durable
-from layerfs.registry.paths import BlobData, LayerLink, UploadDirectory
+from layerfs.layername import LayerName
+from layerfs.registry.blobs import BlobInfo
+from layerfs.registry.finishing import Finishing
+from layerfs.registry.hash_states import HashStates
+from layerfs.registry.lost_tail import cut_lost_tail
 from layerfs.registry.pending_bytes import STORE_SIZE, PendingBytes
-from layerfs.registry.repositories import link_layer, make_repository
+from layerfs.registry.running_hash import RunningHash
 from layerfs.registry.stored_upload import StoredUpload
-
-if TYPE_CHECKING:
-    from layerfs.registry.blobs import BlobInfo
-    from layerfs.registry.upload_info import UploadInfo
-    from layerfs.registry.uploads import UploadStore
-
-_log = logging.getLogger(__name__)
+from layerfs.registry.upload_info import UploadInfo
 
 _Result = TypeVar("_Result")
-
-#: Bytes read at a time when content is hashed from storage.
-_READ_SIZE: Final = 4 << 20
 
 #: Bytes of a hole that are hashed when it is made; the hash of an upload with a larger one catches up later.
 _HOLE_HASHED: Final = 64 << 20
 
-#: Seconds that the last steps of finishing may take once they have begun; they cannot be cancelled.
-_PUBLISH_DEADLINE: Final = 60.0
-
 #: Seconds that letting go of a file may take when its user was cancelled.
 _CLOSE_DEADLINE: Final = 10.0
-
-_Read: TypeAlias = Callable[[int, int], Awaitable[bytes]]
 
 
 class LayerUpload:
@@ -86,37 +54,37 @@ class LayerUpload:
     One task at a time may use it, but `store`, `hash_stored` and `size` may be called alongside.
     """
 
-    def __init__(self, store: UploadStore, info: UploadInfo, writer: FileWriter | None) -> None:
+    def __init__(
+        self,
+        info: UploadInfo,
+        stored: StoredUpload,
+        content_hash: RunningHash,
+        hash_states: HashStates,
+        finishing: Finishing,
+        writer: FileWriter | None,
+    ) -> None:
         self.name = info.name
         self.uuid = info.uuid
         self.started_at = info.started_at
         #: Where the next `write` goes.
         self.offset = info.size
-        #: What `finish` has made of it, if storage has told that unasked.
-        self.blob: BlobInfo | None = None
-        self._store = store
-        self._driver = store.driver
-        self._directory = UploadDirectory(info.name, info.uuid)
-        self._stored = StoredUpload(store.driver, self._directory)
+        self._stored = stored
+        self._driver = stored.driver
+        self._directory = stored.directory
+        self._hash = content_hash
+        self._states = hash_states
+        self._finishing = finishing
         self._writer = writer
         self._reader: FileReader | None = None
         # Bytes in storage, as far as is known here.
         self._stored_size = info.size
         self._pending = PendingBytes()
         self._flushed = True
-        # Whether what was found in the file may never have been made durable, by a process that was killed.
-        self._is_inherited = writer is None
-        # `_hash` is of the first `_hash.count` bytes of the file in version `_hash_version`; while there is a writer,
-        # of the version that the writer keeps.
-        self._hash: StreamingHash = new_hash()
-        self._hash_version: ContentVersion | None = None
-        # Whether every byte under `_hash` went through this process; else it rests on a state that was found.
-        self._hash_is_proven = True
-        self._stored_state_count = 0
-        self._states_may_exist = writer is None
+        # The version of the file that the last writer here has left, with every byte of it durable.
+        self._left_version: ContentVersion | None = None
         self._lock = trio.Lock()
         self._is_let_go = False
-        self._finishing = False
+        self._is_being_finished = False
         self._failure: LayerfsError | None = None
 
     @property
@@ -143,6 +111,11 @@ class LayerUpload:
     def hash_lag(self) -> int:
         """Bytes in storage that the running hash does not cover yet, so that finishing would have to read them."""
         return self._stored_size - self._hash.count
+
+    @property
+    def blob(self) -> BlobInfo | None:
+        """What `finish` has made of it, if storage has told that unasked."""
+        return self._finishing.blob
 
     # --- writing ---------------------------------------------------------------------------------------------
 
@@ -239,7 +212,7 @@ class LayerUpload:
 
         Worth the reading where the storage is near: finishing then need not wait for it.
         """
-        while self.is_usable and self._writer is not None and not self._finishing and self.hash_lag > 0:
+        while self.is_usable and self._writer is not None and not self._is_being_finished and self.hash_lag > 0:
             async with self._lock:
                 if not self.is_usable or self._writer is None or not await self._hash_some():
                     return
@@ -249,13 +222,9 @@ class LayerUpload:
         reader = await self._driver.open(self._directory.data)
         try:
             # The file can be shorter than it should be: it may have been cut by somebody else.
-            length = min(_READ_SIZE, self.hash_lag, reader.size - self._hash.count)
-            if length <= 0:
-                return False
-            await self._update_hash([await reader.read(self._hash.count, length)])
+            return await self._hash.read_some(min(self._stored_size, reader.size), reader.read)
         finally:
             reader.close()
-        return True
 
     # --- ending ----------------------------------------------------------------------------------------------
 
@@ -267,16 +236,16 @@ class LayerUpload:
         stored blob is replaced, so one that was damaged is whole afterwards.
         """
         self._check_usable()
-        self._finishing = True
+        self._is_being_finished = True
         try:
             async with self._lock:
                 self._check_open()
                 await self._flush()
                 await self._close_writer()
                 self._close_reader()
-                return await self._finish(digest, size)
+                return await self._finishing.finish(digest, size)
         finally:
-            self._finishing = False
+            self._is_being_finished = False
 
     async def cancel(self) -> None:
         """Deletes the upload and all its bytes. Works also after an error, and again if it fails itself."""
@@ -330,7 +299,7 @@ class LayerUpload:
             self._pending.stored(writer.size - start)
             self._stored_size = writer.size
             if self._hash.count == start:
-                await self._update_hash(batch)
+                await self._hash.update(batch)
 
     async def _write_out_of_order(self, offset: int, content: bytes) -> None:
         await self._store_pending()
@@ -357,7 +326,7 @@ class LayerUpload:
         await self._attempt(writer.truncate(size), refusable=True)
         self._stored_size = writer.size
         if follows and gap <= _HOLE_HASHED:
-            await self._update_hash([bytes(min(_READ_SIZE, gap - done)) for done in range(0, gap, _READ_SIZE)])
+            await self._hash.update_zeros(gap)
 
     async def _append_zeros(self, count: int) -> None:
         while count:
@@ -373,12 +342,9 @@ class LayerUpload:
                 self._directory.data, f"this storage can only append: cannot change byte {offset} of {self.size}"
             )
         writer = await self._open_writer()
-        if self._states_may_exist:
-            with contextlib.suppress(PathNotFound):
-                await self._driver.delete(self._directory.hash_states)
-            self._states_may_exist = False
+        await self._states.delete_all()
         # Before the change, not after it: one that fails half-way has changed the file too.
-        self._forget_hash()
+        self._hash.begin_again()
         self._flushed = False
         return writer
 
@@ -388,39 +354,23 @@ class LayerUpload:
             return
         await self._attempt(self._writer.flush())
         self._flushed = True
-        self._is_inherited = False
         # After the bytes, never before: a state that is ahead of the data would be wrong for other bytes to come.
-        await self._store_hash_state()
-
-    async def _store_hash_state(self) -> None:
-        size, state = self.size, self._hash.state()
-        if self._stored_state_count == size:
-            return
-        try:
-            if state is None or self._hash.count != size:
-                await note_durable(self._driver, self._directory, size)
-                return
-            # Before, because it may be there also if storing it is cancelled or fails.
-            self._states_may_exist = True
-            await self._driver.put_content(self._directory.hash_state(size), state)
-            self._stored_state_count = size
-        except DriverError as error:
-            # The bytes are safe, and a missing state only costs time.
-            _log.info("no hash state for upload %s at %d bytes: %s", self.uuid, size, error)
+        size = self.size
+        await self._states.store(size, self._hash.state_of(size))
 
     async def _open_writer(self) -> FileWriter:
         if self._writer is None:
             await self._stored.check_exists()
             writer = await self._driver.writer(self._directory.data, append=True)
             try:
-                if writer.version() is None or writer.version() != self._hash_version:
+                if writer.version() is None or writer.version() != self._hash.version:
                     await self._take_over(writer)
             except BaseException:
                 with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
                     await writer.close()
                 raise
-            if self._is_inherited and writer.size:
-                self._flushed = False
+            if writer.version() != self._left_version:
+                self._flushed = self._flushed and not writer.size
             self._stored_size = writer.size
             self._writer = writer
         return self._writer
@@ -433,44 +383,22 @@ class LayerUpload:
             error = ContentChanged(self._directory.data, f"it has {writer.size} bytes, not {self._stored_size}")
             self._fail(error)
             raise error
-        self._hash = await self._trusted_hash(writer.size)
-        self._stored_state_count = 0
-        self._states_may_exist = True
+        self._hash.resume(await self._states.find(writer.size))
+        self._states.expect_others()
         # Whoever wrote these bytes may have been killed before they were durable.
         self._flushed = self._flushed and not writer.size
-        await self._delete_states_ahead_of(writer.size)
-
-    async def _delete_states_ahead_of(self, size: int) -> None:
-        """Registries store a state before the data: what a crash leaves would be wrong for other bytes to come."""
-        try:
-            entries = await self._driver.list(os.path.dirname(self._directory.hash_state(0)))
-        except PathNotFound:
-            return
-        except NotRegularFile:
-            entries = []
-        if not entries or any(not _is_count_up_to(size, entry.name) for entry in entries):
-            with contextlib.suppress(PathNotFound):
-                await self._driver.delete(self._directory.hash_states)
+        await self._states.delete_ahead_of(writer.size)
 
     async def _close_writer(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
-            self._hash_version = writer.version()
+            self._hash.version = self._left_version = writer.version()
             await writer.close()
 
     def _close_reader(self) -> None:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-    def _forget_hash(self) -> None:
-        self._hash = new_hash()
-        self._hash_is_proven = True
-        self._stored_state_count = 0
-
-    async def _update_hash(self, buffers: Sequence[bytes]) -> None:
-        # Not abandoned on cancellation: the thread would go on changing the hash behind our back.
-        await trio.to_thread.run_sync(self._hash.update, buffers, limiter=self._store.hash_limiter)
 
     async def _attempt(self, change: Awaitable[_Result], *, refusable: bool = False) -> _Result:
         """Awaits a change of the file. If it fails nobody knows what the file is like, so the upload has failed.
@@ -515,7 +443,7 @@ class LayerUpload:
 
     def _check_usable(self) -> None:
         self._check_open()
-        if self._finishing:
+        if self._is_being_finished:
             raise LayerUploadBusy(self.name, self.uuid, "it is being finished")
 
     def _check_open(self) -> None:
@@ -524,154 +452,3 @@ class LayerUpload:
         if self._failure is not None:
             # Without the traceback of the last time, which would grow with each, and keep all that it refers to.
             raise self._failure.with_traceback(None)
-
-    # --- steps of finishing; the lock is held ---------------------------------------------------------------------
-
-    async def _finish(self, digest: LayerName, size: int | None) -> Digest:
-        try:
-            sealed = await self._driver.seal(self._directory.data)
-        except PathNotFound:
-            return await self._finish_again(digest, size)
-        async with sealed:
-            _check_size(size, sealed.size)
-            canonical = await self._verify(sealed, digest)
-
-            async def publish() -> None:
-                if canonical != digest:
-                    await write_link(self._driver, self._directory.committing, canonical)
-                self.blob = await self._store.blobs.publish(sealed, canonical)
-
-            await self._publish(publish, canonical, digest, sealed.size)
-        return canonical
-
-    async def _finish_again(self, digest: LayerName, size: int | None) -> Digest:
-        """Finishes where `data` is missing: it was published before a crash, or there never was a byte."""
-        try:
-            await self._stored.check_exists()
-        except LayerUploadUnknown:
-            return await self._finish_at_last(digest)
-        canonical = await self._canonical_of(digest)
-        try:
-            stored = await self._store.blobs.open(canonical)
-            stored_size = stored.size
-        except BlobUnknown:
-            if canonical != EMPTY:
-                raise LayerInvalidDigest(digest, EMPTY, 0) from None
-            _check_size(size, 0)
-            stored_size = 0
-        else:
-            try:
-                await self._verify_stored(stored, canonical, digest, size)
-            finally:
-                stored.close()
-
-        async def publish() -> None:
-            if canonical == EMPTY:
-                await self._driver.put_content(BlobData(EMPTY).path, b"")
-
-        await self._publish(publish, canonical, digest, stored_size)
-        return canonical
-
-    async def _finish_at_last(self, digest: LayerName) -> Digest:
-        """Finishes where the upload is gone: if that was the last step of an earlier try, there is the layer."""
-        try:
-            canonical = await read_link(self._driver, LayerLink(self.name, digest).path)
-            await self._store.blobs.stat(canonical)
-        except (PathNotFound, LinkInvalid, BlobUnknown) as error:
-            raise LayerUploadUnknown(self.name, self.uuid) from error
-        await self._stored.remove()
-        return canonical
-
-    async def _verify_stored(self, stored: FileReader, canonical: Digest, digest: LayerName, size: int | None) -> None:
-        _check_size(size, stored.size)
-        self._forget_hash()
-        self._hash_version = None
-        await self._hash_up_to(stored.size, stored.read)
-        if self._hash.digest() != canonical:
-            raise LayerInvalidDigest(canonical, self._hash.digest(), stored.size)
-        # Not only by the word of `committing`: it may be of an earlier try, by another digest.
-        if digest != canonical:
-            await self._verify_alias(digest, stored.size, stored.read)
-
-    async def _canonical_of(self, digest: LayerName) -> Digest:
-        if isinstance(digest, Digest) and digest.is_canonical:
-            return digest
-        try:
-            return await read_link(self._driver, self._directory.committing)
-        except (PathNotFound, LinkInvalid):
-            if is_of_nothing(digest):
-                return EMPTY
-            raise LayerUploadInvalid(
-                self.name, self.uuid, f"it has no data to verify {digest} with; cancel it and upload the layer again"
-            ) from None
-
-    async def _verify(self, sealed: SealedFile, digest: LayerName) -> Digest:
-        """The canonical digest of the sealed content, which is also `digest`. Goes on where a try was stopped."""
-        if sealed.version is None or sealed.version != self._hash_version or self._hash.count > sealed.size:
-            self._hash, self._hash_version = await self._trusted_hash(sealed.size), sealed.version
-            self._is_inherited = True
-        await self._hash_up_to(sealed.size, sealed.read)
-        if not self._hash_is_proven and self._hash.digest() != digest:
-            # Before content is called wrong, or called by an alias, it is read.
-            self._forget_hash()
-            await self._hash_up_to(sealed.size, sealed.read)
-        canonical = self._hash.digest()
-        if not digest.is_canonical:
-            await self._verify_alias(digest, sealed.size, sealed.read)
-        elif canonical != digest:
-            raise LayerInvalidDigest(digest, canonical, sealed.size)
-        return canonical
-
-    async def _verify_alias(self, digest: LayerName, size: int, read: _Read) -> None:
-        verifier = Verifier(digest)
-        for offset in range(0, size, _READ_SIZE):
-            chunk = await read(offset, min(_READ_SIZE, size - offset))
-            await trio.to_thread.run_sync(verifier.update, chunk, limiter=self._store.hash_limiter)
-        # In a thread too: sorting the sums of a million files takes a while.
-        actual = await trio.to_thread.run_sync(verifier.finish, limiter=self._store.hash_limiter)
-        if actual != digest:
-            raise LayerInvalidDigest(digest, actual, size)
-
-    async def _hash_up_to(self, size: int, read: _Read) -> None:
-        while self._hash.count < size:
-            await self._update_hash([await read(self._hash.count, min(_READ_SIZE, size - self._hash.count))])
-
-    async def _trusted_hash(self, size: int) -> StreamingHash:
-        """The hash to go on with for `size` bytes that others wrote: of nothing, unless their states are trusted."""
-        self._hash_is_proven = True
-        if self._store.trust_hash_states:
-            try:
-                content = await self._driver.get_content(self._directory.hash_state(size), limit=STATE_LENGTH)
-            except DriverError:
-                return new_hash()
-            state = resume_hash(content)
-            if state is not None and state.count == size:
-                self._hash_is_proven = False
-                return state
-        return new_hash()
-
-    async def _publish(
-        self, publish: Callable[[], Awaitable[None]], canonical: Digest, digest: LayerName, size: int
-    ) -> None:
-        """The last steps, in this order, each of which can be repeated. Not cancellable, but bounded."""
-        with trio.move_on_after(_PUBLISH_DEADLINE, shield=True) as scope:
-            await publish()
-            await make_repository(self._driver, self.name)
-            await link_layer(self._driver, self.name, canonical, digest)
-            await self._stored.remove()
-        if scope.cancelled_caught:
-            raise BackendFailure(
-                self._directory.path, f"finishing took more than {_PUBLISH_DEADLINE:.0f} s; do it again to complete it"
-            )
-        # Not by an alias: registries learn that only when they are asked for it.
-        await self._store.blobs.learn(canonical, size, repository=self.name, published=self.blob)
-
-
-def _check_size(expected: int | None, actual: int) -> None:
-    if expected is not None and expected != actual:
-        raise LayerInvalidLength(expected, actual)
-
-
-def _is_count_up_to(size: int, name: str) -> bool:
-    """Whether `name` is a number, written as registries write it, of at most `size`."""
-    return name.isdecimal() and str(int(name)) == name and int(name) <= size

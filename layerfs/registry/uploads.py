@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import trio
 
-from layerfs.driver.interface import Contents, FileInfo, Stats, StorageDriver
+from layerfs.driver.interface import Contents, FileInfo, FileWriter, Stats, StorageDriver
 from layerfs.errors import (
     ContentTooLarge,
     DriverError,
@@ -29,11 +29,14 @@ from layerfs.errors import (
 )
 from layerfs.names import FILE_NAME_LENGTH, check_upload_id, check_upload_name, is_upload_id, is_uuid, new_upload_id
 from layerfs.registry.blobs import BlobStore
+from layerfs.registry.finishing import Finishing
+from layerfs.registry.hash_states import HashStates
 from layerfs.registry.layer_upload import LayerUpload
 from layerfs.registry.lost_tail import size_before_lost_tail
 from layerfs.registry.nameless_uploads import NamelessUploads
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
 from layerfs.registry.repositories import make_repository
+from layerfs.registry.running_hash import RunningHash
 from layerfs.registry.small_files import SmallFiles
 from layerfs.registry.stored_upload import StoredUpload
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
@@ -52,9 +55,9 @@ class UploadStore:
 
     def __init__(self, driver: StorageDriver, blobs: BlobStore, *, trust_hash_states: bool) -> None:
         self.driver = driver
-        self.blobs = blobs
-        self.trust_hash_states = trust_hash_states
-        self.hash_limiter = trio.CapacityLimiter(2)
+        self._blobs = blobs
+        self._trust_hash_states = trust_hash_states
+        self._hash_limiter = trio.CapacityLimiter(2)
         self._small_files = SmallFiles(driver)
         self._nameless = NamelessUploads(functools.partial(self._stat_many, in_order=True))
 
@@ -82,12 +85,20 @@ class UploadStore:
             with contextlib.suppress(DriverError):
                 await self.remove(name, uuid)
             raise
-        info = UploadInfo(name, uuid, file_name or uuid, started_at, 0, 0)
-        return LayerUpload(self, info, writer)
+        return self._upload(UploadInfo(name, uuid, file_name or uuid, started_at, 0, 0), writer)
 
     async def resume(self, name: str, uuid: str) -> LayerUpload:
         """The upload as storage has it now. Raises `LayerUploadUnknown`."""
-        return LayerUpload(self, await self.stat(name, uuid), None)
+        return self._upload(await self.stat(name, uuid), None)
+
+    def _upload(self, info: UploadInfo, writer: FileWriter | None) -> LayerUpload:
+        """An upload of its parts. `writer` is that of a new one."""
+        directory = UploadDirectory(info.name, info.uuid)
+        stored = StoredUpload(self.driver, directory)
+        content_hash = RunningHash(self._hash_limiter)
+        states = HashStates(self.driver, directory, trusted=self._trust_hash_states, may_exist=writer is None)
+        finishing = Finishing(stored, self._blobs, content_hash, states)
+        return LayerUpload(info, stored, content_hash, states, finishing, writer)
 
     async def stat(self, name: str, uuid: str) -> UploadInfo:
         """Raises `LayerUploadUnknown` if it was never begun, or is finished or cancelled."""

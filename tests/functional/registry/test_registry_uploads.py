@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerfs.digest import Digest
-from layerfs.driver.interface import Capabilities, StorageDriver
+from layerfs.driver.interface import Capabilities, FileWriter, StorageDriver
 from layerfs.driver.memory import MemoryDriver
 from layerfs.errors import (
     AccessDenied,
@@ -398,22 +398,28 @@ async def test_a_write_that_the_backend_refuses(registry: Registry, watched: Fau
         await upload.finish(Digest.of(b"lost"))
 
 
+class HalfWriting(FaultyDriver):
+    """Refuses the first random write of a writer, when some of it was written."""
+
+    async def writer(self, path: str, *, append: bool) -> FileWriter:
+        writer = await super().writer(path, append=append)
+
+        async def write_half(what: str, path: str) -> None:
+            if what == "write_at":
+                self.on_call = None
+                await writer.write_at(5, b"ABCDEFG")
+                raise InvalidOffset(path, "the file would be too large")
+
+        self.on_call = write_half
+        return writer
+
+
 @pytest.mark.local("an upload is written in the middle")
-async def test_a_random_write_that_fails_half_way(registry: Registry, watched: FaultyDriver) -> None:
+async def test_a_random_write_that_fails_half_way(watched: FaultyDriver) -> None:
     """A write that is refused after part of it was done leaves no hash behind of what was there before."""
-    upload = await Registry(watched).repository(NAME).layers.upload()
+    upload = await Registry(HalfWriting(watched.disk)).repository(NAME).layers.upload()
     await upload.write(b"0123456789")
     await upload.flush()
-    writer = upload._writer
-    assert writer is not None
-
-    async def half(what: str, path: str) -> None:
-        if what == "write_at":
-            watched.on_call = None
-            await writer.write_at(5, b"ABCDEFG")
-            raise InvalidOffset(path, "the file would be too large")
-
-    watched.on_call = half
     with pytest.raises(InvalidOffset):
         await upload.write_at(5, b"ABCDEFGHIJ")
     assert upload.size == 12
