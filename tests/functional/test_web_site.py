@@ -13,7 +13,7 @@ import pytest
 from layerfs.digest import Digest
 from layerfs.driver.fsspec import FsspecDriver
 from layerfs.driver.local import LocalDriver
-from layerfs.errors import BackendFailure, PathNotFound, UnsupportedByDriver
+from layerfs.errors import BackendFailure, PathNotFound, StorageReadOnly
 from layerfs.registry import Registry
 
 CONTENT = bytes(range(256)) * 100
@@ -70,12 +70,15 @@ async def test_a_server_without_ranges(driver: FsspecDriver, tmp_path: Path) -> 
 
 
 async def test_it_is_read_only(driver: FsspecDriver, tmp_path: Path) -> None:
-    """What a library cannot do is said to be that."""
+    """And so is what is mounted from it."""
     (tmp_path / "file").write_bytes(CONTENT)
-    with pytest.raises(UnsupportedByDriver):
+    assert driver.capabilities.read_only
+    with pytest.raises(StorageReadOnly):
+        await driver.writer("/file", append=True)
+    with pytest.raises(StorageReadOnly):
         await driver.make_directory("/new")
-    with pytest.raises(UnsupportedByDriver):
+    with pytest.raises(StorageReadOnly):
         await driver.delete("/file")
-    with pytest.raises(UnsupportedByDriver):
+    with pytest.raises(StorageReadOnly):
         await driver.put_content("/file", b"")
     assert (tmp_path / "file").read_bytes() == CONTENT

@@ -35,6 +35,9 @@ class UnheardOf(MemoryFileSystem):
         stripped: str = super()._strip_protocol(path.removeprefix("unheardof://"))
         return stripped
 
+    def mv(self, path1: str, path2: str, **options: object) -> None:
+        self.store[self._strip_protocol(path2)] = self.store.pop(self._strip_protocol(path1))
+
 
 fsspec.register_implementation("unheardof", UnheardOf)
 

@@ -84,7 +84,8 @@ def test_a_mountpoint_and_storage_in_one_another(storage: Storage, place: str) -
     mountpoint = storage.root / place
     mountpoint.mkdir(exist_ok=True)
     before = snapshot(storage.root)
-    refused(storage.root, mountpoint)
+    for source in (storage.root, f"file://{storage.root}", f"local://{storage.root}"):
+        refused(source, mountpoint)
     assert snapshot(storage.root) == before
 
 

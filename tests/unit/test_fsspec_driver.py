@@ -157,11 +157,11 @@ async def test_nothing_is_requested_beyond_the_end(faulty: FsspecDriver, monkeyp
 async def test_names_that_cannot_be_asked_for_are_not_listed(faulty: FsspecDriver) -> None:
     """Keys of an object store can be anything."""
     await faulty.put_content("/a/good", b"")
-    store = faulty._store.fs.store
+    store = faulty._stores.first.fs.store
     directory = next(key for key in store if key.endswith("/a/good")).removesuffix("/good")
     for name in ("new\nline", "..", ".", "co:lon", "ü", " "):
-        faulty._store.fs.pipe_file(f"{directory}/{name}", b"")
-        faulty._store.fs.pipe_file(f"{directory}/sub{name}/below", b"")
+        faulty._stores.first.fs.pipe_file(f"{directory}/{name}", b"")
+        faulty._stores.first.fs.pipe_file(f"{directory}/sub{name}/below", b"")
     assert sorted(entry.name for entry in await faulty.list("/a")) == ["good", "sub.", "sub.."]
 
 

@@ -1,0 +1,209 @@
+"""What is known of single protocols of fsspec: what their libraries do badly, or otherwise than the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import ftplib
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import ClassVar, Final
+from urllib.parse import urlsplit
+
+from layerfs.driver.fsspec_store import Info, Store
+from layerfs.driver.store_errors import BY_STATUS, UNKNOWN, Network, answered
+from layerfs.errors import AccessDenied, BackendFailure, DriverError, PathNotFound
+
+#: Seconds that a server of files may take for an answer. The libraries wait for ever, or a minute.
+_TIMEOUT: Final = 20
+
+#: Of HTTP's own library nothing need be known here: its errors of connections are the system's too.
+_NETWORK: Final = Network(
+    timeouts=(TimeoutError, asyncio.TimeoutError), errors=(OSError,), trust_advice="set SSL_CERT_FILE"
+)
+
+
+def store_for(url: str) -> Store:
+    """Raises `UnknownSource` if no installed library knows the scheme, or what happens on the way to its server."""
+    return _KINDS.get(url.partition("://")[0].lower(), Store)(url)
+
+
+class _Local(Store):
+    is_shared = True
+
+
+class _Http(Store):
+    """Only read, and only from a server that shows directories as pages of links and sends ranges of files."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        super().__init__(url)
+
+    def _why_read_only(self) -> str:
+        return "over HTTP a storage can only be read"
+
+    def info(self, path: str) -> Info:
+        try:
+            info = super().info(path)
+        except FileNotFoundError as error:
+            # It says so of every error.
+            if error.__cause__ is not None:
+                raise self._error(error.__cause__, path) from error
+            raise
+        # HTTP has no directories, but servers redirect who asks for what they show as one to an address that ends so.
+        if str(info.get("url", "")).endswith("/"):
+            return {**info, "type": "directory"}
+        return info
+
+    def _entries(self, path: str) -> Sequence[Info]:
+        # A page has links to other places as well.
+        key = self.key(path).rstrip("/")
+        return [entry for entry in super()._entries(path) if entry["name"].startswith(f"{key}/")]
+
+    def _read(self, path: str, offset: int, length: int) -> bytes:
+        content = super()._read(path, offset, length)
+        if len(content) > length:
+            raise BackendFailure(path, f"{self._server} sends whole files, and no ranges of them, as reading needs")
+        return content
+
+    def _error(self, error: BaseException, path: str) -> DriverError:
+        status = getattr(error, "status", None)
+        if isinstance(status, int):
+            return answered(str(status), BY_STATUS.get(status, UNKNOWN), path, store=self._server)
+        return _NETWORK.error(error, path, store=self._server)
+
+
+class _Webdav(Store):
+    is_shared = True
+
+    def _rename(self, source: str, destination: str) -> None:
+        # fsspec has it refuse to replace a file; the protocol does not.
+        self.fs.client.move(source, destination, overwrite=True)
+
+
+class _Ftp(Store):
+    """One connection, on which one command is given after the other."""
+
+    options: ClassVar[Info] = {"timeout": _TIMEOUT}
+
+    def check_alive(self) -> None:
+        self.fs.ftp.voidcmd("NOOP")
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self.fs.ftp.close()
+
+    def info(self, path: str) -> Info:
+        try:
+            return super().info(path)
+        except FileNotFoundError as error:
+            raise _ftp_error(error, path) from error
+
+    def _entries(self, path: str) -> Sequence[Info]:
+        try:
+            found = super()._entries(path)
+        except FileNotFoundError as error:
+            raise _ftp_error(error, path) from error
+        # Of a file some servers list that file, as if it were in a directory of its name.
+        if len(found) == 1 and found[0]["name"].rpartition("/")[2] == path.rpartition("/")[2]:
+            self.check_directory(path)
+        return found
+
+    def _read(self, path: str, offset: int, length: int) -> bytes:
+        """Without the library, which lists the directory before, and reads ahead for nobody."""
+        parts: list[bytes] = []
+        self.fs.ftp.voidcmd("TYPE I")
+        with self.fs.ftp.transfercmd(f"RETR {self.key(path)}", rest=offset) as connection:
+            while length > 0 and (part := connection.recv(min(length, 1 << 16))):
+                parts.append(part)
+                length -= len(part)
+        # The server may complain that the rest was not taken.
+        with suppress(ftplib.Error):
+            self.fs.ftp.voidresp()
+        return b"".join(parts)
+
+    def meaning(self, error: BaseException) -> DriverError | None:
+        return _ftp_error(error, self.shown) if isinstance(error, ftplib.Error) else None
+
+
+def _ftp_error(error: BaseException, path: str) -> DriverError:
+    """What a server has answered where the library says that nothing is there, as it does of every error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ftplib.Error):
+            code = f"{cause}"[:3]
+            if code == "550":
+                return PathNotFound(path)
+            return (AccessDenied if code in _FTP_DENIED else BackendFailure)(path, f"the server answered {cause}"[:300])
+        cause = cause.__cause__ or cause.__context__
+    return PathNotFound(path)
+
+
+_FTP_DENIED: Final = {"530", "532", "553"}
+
+
+class _Sftp(Store):
+    """paramiko drops the answer to one thread when another reads it: then the first would wait for ever."""
+
+    options: ClassVar[Info] = {"timeout": _TIMEOUT, "banner_timeout": _TIMEOUT, "auth_timeout": _TIMEOUT}
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.fs.ftp.get_channel().settimeout(_TIMEOUT)
+
+    def meaning(self, error: BaseException) -> DriverError | None:
+        import paramiko
+
+        if isinstance(error, paramiko.AuthenticationException):
+            return AccessDenied(self.shown, f"{error}")
+        return None
+
+    def check_alive(self) -> None:
+        self.fs.ftp.normalize(".")
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self.fs.client.close()
+
+
+class _Smb(Store):
+    """Its library has the connections, and makes new ones, but logs in only when a filesystem is made.
+
+    It locks each file that it opens against all others unless it is told not to.
+    """
+
+    options: ClassVar[Info] = {"share_access": "rwd", "register_session_retries": 1, "timeout": _TIMEOUT}
+
+    def meaning(self, error: BaseException) -> DriverError | None:
+        from smbprotocol.exceptions import LogonFailure, SMBAuthenticationError
+
+        if isinstance(error, LogonFailure | SMBAuthenticationError):
+            return AccessDenied(self.shown, "the server does not take these credentials")
+        return None
+
+    def check_alive(self) -> None:
+        self.fs.info(self.key("/"))
+
+    def _rename(self, source: str, destination: str) -> None:
+        # fsspec has it refuse to replace a file; the protocol does not.
+        import smbclient
+        from fsspec.implementations.smb import _as_unc_path
+
+        smbclient.replace(
+            _as_unc_path(self.fs.host, source), _as_unc_path(self.fs.host, destination), port=self.fs._port
+        )
+
+
+_KINDS: Final[dict[str, type[Store]]] = {
+    "dav": _Webdav,
+    "file": _Local,
+    "ftp": _Ftp,
+    "http": _Http,
+    "https": _Http,
+    "local": _Local,
+    "memory": _Local,
+    "sftp": _Sftp,
+    "smb": _Smb,
+    "ssh": _Sftp,
+    "webdav": _Webdav,
+}

@@ -1,0 +1,129 @@
+"""Servers of files, which fsspec reaches and layerfs has no driver for: storage is read, and small files are put."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import trio
+from harness.file_servers import FileServer, file_server
+
+from layerfs.driver.fsspec import FsspecDriver
+from layerfs.errors import BackendFailure, NotRegularFile, PathNotEmpty, PathNotFound, UnsupportedByDriver
+
+CONTENT = random.Random(3).randbytes(3_000_000)
+
+
+@pytest.fixture(scope="module", params=["ftp", "vsftpd", "sftp", "smb"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FileServer]:
+    with file_server(request.param, tmp_path_factory.mktemp(request.param)) as server:
+        yield server
+
+
+@pytest.fixture
+async def driver(server: FileServer) -> AsyncIterator[FsspecDriver]:
+    driver = FsspecDriver(server.url)
+    yield driver
+    await driver.close()
+    for path in sorted(server.directory.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+async def test_small_files(driver: FsspecDriver, server: FileServer) -> None:
+    """Put, seen, listed, replaced, moved over another, deleted; nothing else is left."""
+    await driver.put_content("/a/b/link", b"content")
+    assert await driver.get_content("/a/b/link", limit=10) == b"content"
+    assert ((await driver.stat("/a/b/link")).size, (await driver.stat("/a")).is_directory) == (7, True)
+    await driver.put_content("/a/b/link", b"other")
+    assert (server.directory / "a/b/link").read_bytes() == b"other"
+    await driver.put_content("/a/b/second", b"")
+    assert await driver.get_content("/a/b/second", limit=10) == b""
+    await driver.move("/a/b/second", "/a/b/link")
+    assert [(entry.name, entry.is_directory) for entry in await driver.list("/a")] == [("b", True)]
+    assert [(entry.name, entry.is_directory) for entry in await driver.list("/a/b")] == [("link", False)]
+    assert (server.directory / "a/b/link").read_bytes() == b""
+    with pytest.raises(NotRegularFile):
+        await driver.put_content("/a", b"")
+    with pytest.raises(PathNotEmpty):
+        await driver.remove_directory("/a")
+    await driver.make_directory("/empty/one")
+    assert await driver.list("/empty/one") == []
+    await driver.remove_directory("/empty/one")
+    await driver.delete("/empty")
+    await driver.delete("/a")
+    assert list(server.directory.iterdir()) == []
+
+
+async def test_what_is_not_there(driver: FsspecDriver) -> None:
+    """Is never an empty listing."""
+    await driver.put_content("/file", b"content")
+    for call in (driver.stat, driver.list, driver.open, driver.delete):
+        with pytest.raises(PathNotFound):
+            await call("/nothing/at/all")
+    with pytest.raises(PathNotFound):
+        await driver.list("/file")
+    with pytest.raises(PathNotFound):
+        await driver.get_content("/nothing", limit=1)
+    with pytest.raises(PathNotFound):
+        await driver.move("/nothing", "/file")
+    assert await driver.get_content("/file", limit=10) == b"content"
+
+
+async def test_many_at_the_same_time(driver: FsspecDriver) -> None:
+    """Everyone gets his own answer, at any offset."""
+    await driver.put_content("/layers/layer", CONTENT)
+    await driver.put_content("/layers/small", b"small")
+    reader = await driver.open("/layers/layer")
+    wrong = []
+
+    async def read(offset: int) -> None:
+        if await reader.read(offset, 300_000) != CONTENT[offset : offset + 300_000]:
+            wrong.append(offset)
+
+    async def look() -> None:
+        if await driver.get_content("/layers/small", limit=10) != b"small" or len(await driver.list("/layers")) != 2:
+            wrong.append(-1)
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for offset in range(0, len(CONTENT), 100_001):
+                nursery.start_soon(read, offset)
+                nursery.start_soon(look)
+    assert wrong == []
+    assert await reader.read(len(CONTENT) - 5, 100) == CONTENT[-5:]
+
+
+async def test_uploads_are_refused(driver: FsspecDriver, server: FileServer) -> None:
+    """Before anything is touched."""
+    with pytest.raises(UnsupportedByDriver, match="cannot append"):
+        await driver.writer("/upload", append=False)
+    assert list(server.directory.iterdir()) == []
+
+
+async def test_a_server_that_was_restarted(driver: FsspecDriver, server: FileServer) -> None:
+    """Who reads does not notice; connections are made anew, with the credentials."""
+    await driver.put_content("/file", b"content")
+    reader = await driver.open("/file")
+    server.stop()
+    server.start()
+    with trio.fail_after(60):
+        assert await reader.read(0, 10) == b"content"
+        assert await driver.get_content("/file", limit=10) == b"content"
+        assert [entry.name for entry in await driver.list("/")] == ["file"]
+        await driver.put_content("/file", b"other")
+    assert (server.directory / "file").read_bytes() == b"other"
+
+
+async def test_a_server_that_is_away(driver: FsspecDriver, server: FileServer) -> None:
+    """Is an error that names it, and never means that nothing is there."""
+    await driver.put_content("/file", b"content")
+    server.stop()
+    try:
+        with trio.fail_after(60):
+            for call in (driver.stat, driver.list, driver.open):
+                with pytest.raises(BackendFailure):
+                    await call("/file")
+    finally:
+        server.start()
+    assert await driver.get_content("/file", limit=10) == b"content"
