@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ class Part:
     size: int
     etag: str
     modified_at: int = 0
+    #: Whether it was asked for more than once when it was stored here: one of these requests may still come.
+    may_come_again: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

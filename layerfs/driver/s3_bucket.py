@@ -79,6 +79,8 @@ class Bucket:
         self.part_memory = ByteBudget(PART_MEMORY)
         #: And their memory.
         self.part_buffers = BufferPool(options.part_size, kept=max(1, PART_MEMORY // options.part_size))
+        #: Paths at which an upload may have been begun twice, so that whoever ends it must look for others.
+        self.begun_twice: set[str] = set()
         self._buffers = BufferPool(_BUFFERED)
         self._metadata = asyncio.Semaphore(METADATA_REQUESTS)
         self._reads = asyncio.Semaphore(READ_REQUESTS)
@@ -255,8 +257,10 @@ class Bucket:
         kept = self.options.object_parameters
         answer = await self._ask(self._writes, "create_multipart_upload", path, Key=self.key(path), **kept)
         upload_id: str = answer["UploadId"]
-        if answer["ResponseMetadata"].get("RetryAttempts"):
-            # A try whose answer was lost may have begun one too, and registries take the first that they find.
+        if _was_made_again(answer):
+            # A try whose answer was lost may have begun one too, and registries take the first that they find. Or it
+            # will, if something on the way has kept it.
+            self.begun_twice.add(path)
             await self._abort_others(path, upload_id)
         return upload_id
 
@@ -275,7 +279,7 @@ class Bucket:
             Body=Body(content),
             **self._checksum(content),
         )
-        return Part(number, len(content), etag_of(answer))
+        return Part(number, len(content), etag_of(answer), may_come_again=_was_made_again(answer))
 
     async def copy_part(
         self,
@@ -383,6 +387,11 @@ class Bucket:
             buffer[place : place + len(chunk)] = chunk
             place += len(chunk)
         return cast(bytes, buffer) if place == length else bytes(buffer[:place])
+
+
+def _was_made_again(answer: Any) -> bool:
+    """Whether it took more than one request to get an answer."""
+    return bool(answer["ResponseMetadata"].get("RetryAttempts"))
 
 
 def _check_total(path: str, answer: Any, size: int) -> None:

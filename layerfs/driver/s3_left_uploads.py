@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -40,6 +40,8 @@ class _Left:
 
     upload_id: str | None
     version: S3Version
+    #: Whether nothing that was asked of it can still come (`S3Upload.is_quiet`).
+    is_quiet: bool = field(default=False, compare=False)
 
 
 class _BeingWritten(ContentChanged):
@@ -68,7 +70,8 @@ class LeftUploads:
     def remember(self, upload: S3Upload) -> None:
         """It is not written any more."""
         # Of one that has failed it is not known what it is like.
-        self._written[upload.path] = _Left(upload.upload_id if not upload.has_failed else None, upload.version)
+        upload_id = upload.upload_id if not upload.has_failed else None
+        self._written[upload.path] = _Left(upload_id, upload.version, upload.is_quiet)
         self._written.move_to_end(upload.path)
         while len(self._written) > _WRITTEN_KEPT:
             self._written.popitem(last=False)
@@ -90,6 +93,11 @@ class LeftUploads:
         """Nothing is at the path any more, nor below it."""
         for written in [written for written in self._written if f"{written}/".startswith(f"{path}/")]:
             del self._written[written]
+
+    def is_quiet(self, path: str, state: StoredUpload) -> bool:
+        """Whether an upload is as this process has left it, and nothing that was asked of it can still come."""
+        left = self._written.get(path)
+        return left is not None and left.is_quiet and left == _Left(state.upload_id, state.version)
 
     async def find(self, path: str) -> StoredUpload | None:
         """An upload that this process has written before, if it is still open: found by one request, not two."""
@@ -190,6 +198,10 @@ class LeftUploads:
         return await self._seal_parts(path, state)
 
     async def _seal_parts(self, path: str, state: StoredUpload) -> tuple[StoredObject, S3Version]:
+        left = self._written.get(path)
+        if left is not None:
+            # Should it fail: a request to complete it can come late too, and leaves out what is stored by then.
+            self._written[path] = replace(left, is_quiet=False)
         found = await complete(self._bucket, path, state)
         version = state.version
         if "-" in version.etag and found.etag != version.etag:

@@ -47,6 +47,8 @@ class StoredUpload:
     found: StoredObject | None
     #: When the open upload was begun, in nanoseconds since 1970; 0 if unknown.
     began_at: int = 0
+    #: Other open uploads at the path, which do not count.
+    others: tuple[str, ...] = ()
 
     @property
     def is_object(self) -> bool:
@@ -104,7 +106,10 @@ async def find_upload(
         found = await _object_at(bucket, path)
     if best.upload_id is None and found is None:
         return None
-    return replace(best, found=found)
+    others = tuple(upload.upload_id for upload in uploads if upload.upload_id != best.upload_id)
+    if others:
+        bucket.begun_twice.add(path)
+    return replace(best, found=found, others=others)
 
 
 async def known_upload(bucket: Bucket, path: str, upload_id: str, *, is_listed: bool = False) -> StoredUpload:

@@ -51,6 +51,10 @@ def _is_of(part: Part, content: memoryview) -> bool:
     return part.size == len(content) and part.etag == hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
+def _identity(part: Part) -> tuple[int, int, str]:
+    return part.number, part.size, part.etag
+
+
 def _result_of(task: asyncio.Task[Part], path: str) -> Part:
     if task.cancelled():
         raise ContentChanged(path, "a part was not stored")
@@ -60,13 +64,16 @@ def _result_of(task: asyncio.Task[Part], path: str) -> Part:
 class S3Upload(WrittenUpload):
     """An upload that this process writes, or repacks."""
 
-    def __init__(self, bucket: Bucket, copies: Copies, path: str, state: StoredUpload) -> None:
+    def __init__(
+        self, bucket: Bucket, copies: Copies, path: str, state: StoredUpload, *, is_quiet: bool = False
+    ) -> None:
         super().__init__(path, state.modified_at or time.time_ns(), bucket.part_buffers)
         self._bucket = bucket
         self._copies = copies
         self._upload_id = state.upload_id
         self._parts = list(state.parts)
         self._stray = state.stray
+        self._others = state.others
         self._object = state.found
         # The object is all there is: there are no parts, or not all that there were to be.
         self._is_object = state.is_object
@@ -79,12 +86,13 @@ class S3Upload(WrittenUpload):
         self._looking = asyncio.Lock()
         # Whether every part is one that was stored here, or was listed when this began.
         self._is_known = True
+        self._is_quiet = is_quiet
 
     @property
     def size(self) -> int:
         """All bytes that were taken, stored or not."""
         if self._is_object and self._object is not None:
-            return self._object.size
+            return self._object.size + len(self._unstored)
         return total(self._parts) + self._storing_size + len(self._tail)
 
     @property
@@ -97,12 +105,22 @@ class S3Upload(WrittenUpload):
         return self._state.version if self._is_known else S3Version("unknown", self.size)
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether no part can be stored any more by a request that was made before; so its number can be used."""
+        return self._is_quiet and not self.has_failed
+
+    @property
     def _storing_size(self) -> int:
         return sum(map(len, self._storing_contents.values()))
 
     @property
     def _stored(self) -> list[Part]:
         return [*self._parts, self._tail_part] if self._tail_part is not None else self._parts
+
+    @property
+    def _unstored(self) -> memoryview:
+        """What of the tail is in memory only."""
+        return self._tail.view()[self._tail_part.size if self._tail_part is not None else 0 :]
 
     @property
     def _state(self) -> StoredUpload:
@@ -133,6 +151,7 @@ class S3Upload(WrittenUpload):
         await self._stop_storing()
         async with self._lock:
             await self._stop_storing()
+            self._is_quiet = self._is_quiet and not self._storing
             self._storing.clear()
             self._storing_contents.clear()
             self._tail = self._gathering()
@@ -146,7 +165,7 @@ class S3Upload(WrittenUpload):
     # --- taking bytes; the lock is held ------------------------------------------------------------------------------
 
     async def _take(self, view: memoryview) -> None:
-        if view and self._must_repack:
+        while view and self._must_repack:
             await self._repack()
         await super()._take(view)
 
@@ -195,9 +214,6 @@ class S3Upload(WrittenUpload):
             self._check()
             listed = await self._bucket.list_parts(self.path, upload_id, after=number - 1)
             stored = next((part for part in listed if part.number == number), None)
-            if stored is not None and _is_of(stored, content):
-                # It came late from one who was killed while he stored it.
-                return stored
             if stored is not None and (replaced is None or stored.etag != replaced.etag):
                 self.fence("somebody else is writing it too")
                 self._check()
@@ -221,10 +237,11 @@ class S3Upload(WrittenUpload):
 
     async def _flush(self) -> None:
         self._check()
-        while self._storing:
-            await asyncio.wait(self._storing.values())
-            await self._settle()
-        if not self._tail or (self._tail_part is not None and self._tail_part.size == len(self._tail)):
+        await self._wait_for_storing()
+        while self._unstored and self._must_repack:
+            await self._repack()
+            await self._wait_for_storing()
+        if not self._unstored:
             return
         with self._failing_for_good():
             try:
@@ -233,10 +250,19 @@ class S3Upload(WrittenUpload):
                 await self._carry_on(error)
                 await self._flush()
 
+    async def _wait_for_storing(self) -> None:
+        while self._storing:
+            await asyncio.wait(self._storing.values())
+            await self._settle()
+
     async def _store_tail(self) -> Part:
         assert self._upload_id is not None  # noqa: S101
         await self._check_unchanged(self._upload_id)
-        return await self._bucket.upload_part(self.path, self._upload_id, self._next_number, self._tail.view())
+        # Until there is an answer, to the only request that was made.
+        self._is_quiet = False
+        part = await self._bucket.upload_part(self.path, self._upload_id, self._next_number, self._tail.view())
+        self._is_quiet = not part.may_come_again
+        return part
 
     async def _check_unchanged(self, upload_id: str) -> None:
         """Raises `ContentChanged` if somebody else has stored parts at the end, which ours would replace."""
@@ -265,12 +291,8 @@ class S3Upload(WrittenUpload):
         self._storing.clear()
         self._storing_contents.clear()
         self._tail, self._tail_part, self._replaced = self._gathering(), None, None
-        if state.size < SMALLEST_PART:
-            self._tail_part = state.parts[0]
-        else:
-            self._parts = list(state.parts)
-            pending = pending[included:]
-        await self._take(memoryview(pending))
+        self._parts, self._is_quiet = list(state.parts), False
+        await self._take(memoryview(pending)[included:])
 
     def _is_repacked(self, state: StoredUpload) -> bool:
         """Whether an upload has what is stored of this one, and nothing else."""
@@ -298,28 +320,61 @@ class S3Upload(WrittenUpload):
     @property
     def _must_repack(self) -> bool:
         """Whether nothing can be appended to the parts as they are."""
-        if self._is_object or self._stray:
+        if self._is_object or self._stray or not self._is_quiet:
             return True
         # A short last part that is in memory too is replaced.
         return bool(self._parts) and self._parts[-1].size < SMALLEST_PART
 
     async def _repack(self) -> None:
         """What counts becomes the beginning of a new upload, to which anything can be appended."""
-        counts = self._state.size
         with self._failing_for_good():
-            await self._check_gap()
-            self._object = await self._make_object() if counts else await self._make_nothing()
+            self._object = await self._gather_in_object()
+            counts = self._state.size
+            unstored = bytes(self._unstored)
             self._is_object = True
             self._upload_id = await self._bucket.create_upload(self.path)
             await self._take_in(self._upload_id, self._object, counts)
+            for upload_id in self._others:
+                await self._bucket.abort_upload(self.path, upload_id)
+            self._others = ()
+            await super()._take(memoryview(unstored))
 
-    async def _check_gap(self) -> None:
-        """Raises `ContentChanged` unless what comes after a gap still does: left out it is lost."""
-        if not self._stray or self._upload_id is None:
+    async def _gather_in_object(self) -> StoredObject:
+        """What counts, as an object. A part that comes in between, late, is noticed by the store or here."""
+        for is_last_try in (False, True):
+            await self._look_again()
+            try:
+                return await self._make_object() if self._state.size else await self._make_nothing()
+            except ContentChanged as error:
+                if is_last_try or isinstance(error, UploadGone):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    async def _look_again(self) -> None:
+        """Raises `ContentChanged` unless the parts are what they were: left out, or replaced, they would be lost.
+
+        A short part may be any that was sent of the tail.
+        """
+        if self._upload_id is None or self._is_object or (self._is_quiet and not self._stray):
             return
-        again = await known_upload(self._bucket, self.path, self._upload_id)
-        if (again.parts, again.stray) != (tuple(self._parts), self._stray):
+        try:
+            again = await known_upload(self._bucket, self.path, self._upload_id)
+        except UploadGone:
+            # It may have been completed here, and nobody was told: that is found out by completing it.
+            return
+        count = len(self._parts)
+        tail = again.parts[count:]
+        is_own = not tail or (len(tail) == 1 and self._is_of_tail(tail[0]))
+        has_tail = bool(tail) or self._tail_part is None
+        is_same = list(map(_identity, again.parts[:count])) == list(map(_identity, self._parts))
+        if not (is_own and has_tail and is_same and again.stray == self._stray):
             raise ContentChanged(self.path, "other parts are listed than a moment ago")
+        self._tail_part = tail[0] if tail else None
+
+    def _is_of_tail(self, part: Part) -> bool:
+        if self._tail_part is not None and _identity(part) == _identity(self._tail_part):
+            return True
+        return _is_of(part, self._tail.view()[: part.size])
 
     async def _make_nothing(self) -> StoredObject:
         """Drops an upload of which nothing counts: without parts it could not be completed."""
@@ -350,6 +405,8 @@ class S3Upload(WrittenUpload):
         parts: list[Part] = []
         tail = b""
         tail_part = None
+        # Until all is in, and nothing that was asked for can come again.
+        self._is_quiet = False
         if size >= SMALLEST_PART:
             parts = await self._copies.copy_into_upload(self.path, self.path, upload_id, found, size)
         elif size:
@@ -360,4 +417,5 @@ class S3Upload(WrittenUpload):
             await self._bucket.delete(self.path)
             self._object = None
         self._parts, self._stray, self._is_object = parts, (), False
+        self._is_quiet = tail_part is None or not tail_part.may_come_again
         self._tail, self._tail_part = self._gathering(tail), tail_part

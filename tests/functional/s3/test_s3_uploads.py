@@ -559,16 +559,19 @@ async def test_parts_do_not_replace_what_another_process_has_flushed(
     assert stored.content(BLOB) == content
 
 
-async def test_a_part_that_comes_late_is_none_of_somebody_else(drivers: Drivers, stored, payload: Payload) -> None:
-    """A store can take the last part of one who was killed after somebody has gone on: with the same bytes."""
+async def test_a_part_that_comes_before_it_is_gone_on_with(drivers: Drivers, stored, payload: Payload) -> None:
+    """A store can take the last part of one who was killed when somebody has just opened the upload: he is told."""
     content = payload(3 * PART)
     await append(drivers(part_size=PART), content[:PART])
-    writer = await drivers(part_size=PART).writer(DATA, append=True)
+    driver = drivers(part_size=PART)
+    writer = await driver.writer(DATA, append=True)
     ((_, upload_id),) = stored.uploads()
     stored.store_part(DATA, upload_id, 2, content[PART : 2 * PART])
-    await writer.write([content[PART:]])
-    await writer.flush()
+    with pytest.raises(ContentChanged):
+        await writer.write([content[PART:]])
     await writer.close()
+    assert (await driver.stat(DATA)).size == 2 * PART
+    await append(driver, content[2 * PART :])
     await published(drivers())
     assert stored.content(BLOB) == content
 
