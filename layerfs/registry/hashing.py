@@ -53,7 +53,7 @@ def new_hash() -> StreamingHash:
 def resume_hash(state: bytes) -> StreamingHash | None:
     """The hash that `state` was taken of; None if it is no state, or states cannot be used here.
 
-    That the state is well-formed does not make it true: see `LayerUpload` for when one is believed.
+    That the state is well-formed does not make it true: see `HashStates` for when one is believed.
     """
     if _libcrypto() is None or len(state) != STATE_LENGTH or not state.startswith(_MAGIC):
         return None

@@ -1,47 +1,29 @@
-"""One resumable upload: how it is written, finished and cancelled.
+"""One resumable upload, as who makes one uses it: write, seek, then finish or cancel; or close it and resume it later.
 
-What becomes of its bytes when it is finished is in `finishing`.
+Who may do what, and when, is decided here: one thing at a time, and nothing more once it is finished, cancelled,
+closed, or has failed. What is done with the bytes is in `upload_data`, how they become a layer in `finishing`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Self
 
 import trio
 
 from layerfs.digest import Digest
-from layerfs.driver.interface import ContentVersion, FileReader, FileWriter
-from layerfs.errors import (
-    BackendFailure,
-    ContentChanged,
-    ContentTooLarge,
-    InvalidOffset,
-    LayerClosed,
-    LayerfsError,
-    LayerUploadBusy,
-    UnsupportedByDriver,
-)
+from layerfs.driver.interface import FileReader
+from layerfs.errors import InvalidOffset, LayerClosed, LayerUploadBusy
 from layerfs.layername import LayerName
 from layerfs.registry.blobs import BlobInfo
 from layerfs.registry.finishing import Finishing
-from layerfs.registry.hash_states import HashStates
-from layerfs.registry.lost_tail import cut_lost_tail
-from layerfs.registry.pending_bytes import STORE_SIZE, PendingBytes
-from layerfs.registry.running_hash import RunningHash
+from layerfs.registry.pending_bytes import STORE_SIZE
 from layerfs.registry.stored_upload import StoredUpload
+from layerfs.registry.upload_data import UploadData
 from layerfs.registry.upload_info import UploadInfo
-
-_Result = TypeVar("_Result")
-
-#: Bytes of a hole that are hashed when it is made; the hash of an upload with a larger one catches up later.
-_HOLE_HASHED: Final = 64 << 20
-
-#: Seconds that letting go of a file may take when its user was cancelled.
-_CLOSE_DEADLINE: Final = 10.0
 
 
 class LayerUpload:
@@ -54,63 +36,44 @@ class LayerUpload:
     One task at a time may use it, but `store`, `hash_stored` and `size` may be called alongside.
     """
 
-    def __init__(
-        self,
-        info: UploadInfo,
-        stored: StoredUpload,
-        content_hash: RunningHash,
-        hash_states: HashStates,
-        finishing: Finishing,
-        writer: FileWriter | None,
-    ) -> None:
+    def __init__(self, info: UploadInfo, stored: StoredUpload, data: UploadData, finishing: Finishing) -> None:
         self.name = info.name
         self.uuid = info.uuid
         self.started_at = info.started_at
         #: Where the next `write` goes.
         self.offset = info.size
         self._stored = stored
-        self._driver = stored.driver
-        self._directory = stored.directory
-        self._hash = content_hash
-        self._states = hash_states
+        self._data = data
         self._finishing = finishing
-        self._writer = writer
-        self._reader: FileReader | None = None
-        # Bytes in storage, as far as is known here.
-        self._stored_size = info.size
-        self._pending = PendingBytes()
-        self._flushed = True
-        # The version of the file that the last writer here has left, with every byte of it durable.
-        self._left_version: ContentVersion | None = None
+        # Held by whoever touches storage. To take bytes it is not needed.
         self._lock = trio.Lock()
         self._is_let_go = False
         self._is_being_finished = False
-        self._failure: LayerfsError | None = None
 
     @property
     def size(self) -> int:
         """Bytes taken so far, stored or not."""
-        return self._stored_size + self._pending.size
+        return self._data.size
 
     @property
     def pending(self) -> int:
         """Bytes taken but not yet given to the driver."""
-        return self._pending.size
+        return self._data.pending
 
     @property
     def is_flushed(self) -> bool:
         """Whether all bytes taken are in storage for certain."""
-        return self._flushed and not self._pending.are_left
-
-    @property
-    def is_usable(self) -> bool:
-        """False once it is finished, cancelled, closed, or has failed."""
-        return not self._is_closed and self._failure is None
+        return self._data.is_flushed
 
     @property
     def hash_lag(self) -> int:
         """Bytes in storage that the running hash does not cover yet, so that finishing would have to read them."""
-        return self._stored_size - self._hash.count
+        return self._data.hash_lag
+
+    @property
+    def is_usable(self) -> bool:
+        """False once it is finished, cancelled, closed, or has failed."""
+        return not self._is_closed and self._data.failure is None
 
     @property
     def blob(self) -> BlobInfo | None:
@@ -123,7 +86,7 @@ class LayerUpload:
         """Writes at `offset` and moves it on. Returns the bytes written, always all of them."""
         await self.write_at(self.offset, content)
         self.offset += len(content)
-        if self._pending.size >= STORE_SIZE:
+        if self.pending >= STORE_SIZE:
             await self.store()
         return len(content)
 
@@ -135,7 +98,7 @@ class LayerUpload:
         self._check_usable()
         place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.offset, os.SEEK_END: self.size}[whence]
         if place < 0:
-            raise InvalidOffset(self._directory.data, f"cannot seek to {place}")
+            raise InvalidOffset(self._stored.directory.data, f"cannot seek to {place}")
         self.offset = place
         return place
 
@@ -148,10 +111,10 @@ class LayerUpload:
         if not content:
             return
         if offset == self.size:
-            self._pending.append(content)
+            self._data.append(content)
             return
         async with self._exclusively():
-            await self._write_out_of_order(offset, content)
+            await self._data.write_at(offset, content)
 
     async def truncate(self, size: int) -> None:
         """Makes the upload `size` bytes long. Raises `InvalidOffset` if it is longer and storage can only append."""
@@ -159,36 +122,27 @@ class LayerUpload:
         if size == self.size:
             return
         async with self._exclusively():
-            await self._store_pending()
-            writer = await self._open_writer()
-            if size > writer.size:
-                await self._extend(writer, size)
-                return
-            writer = await self._writer_for_random_access(size)
-            await self._attempt(writer.truncate(size), refusable=True)
-            self._stored_size = writer.size
+            await self._data.truncate(size)
 
     async def open_writer(self) -> None:
         """Takes the place of the one writer now instead of at the first write, so that `size` is what storage has."""
         async with self._exclusively():
-            await self._open_writer()
+            await self._data.open()
 
     async def store(self) -> None:
         """Gives all that was taken to the driver, and hashes it. Not yet durable."""
         async with self._exclusively():
-            await self._store_pending()
+            await self._data.store()
 
     async def flush(self) -> None:
         """Returns when every byte taken is durable. Also stores the state of the hash, for whoever goes on."""
         async with self._exclusively():
-            await self._flush()
+            await self._data.flush()
 
     async def close_writer(self) -> None:
         """Flushes, and lets go of the file, so that others may write or finish it. The next write opens it again."""
         async with self._exclusively():
-            await self._flush()
-            await self._close_writer()
-            self._close_reader()
+            await self._let_go()
 
     async def read(self, offset: int, length: int) -> bytes:
         """The bytes taken so far at `offset`: fewer at the end, none beyond it."""
@@ -197,11 +151,7 @@ class LayerUpload:
         if not length:
             return b""
         async with self._exclusively():
-            await self._store_pending()
-            if self._reader is None or self._reader.size < offset + length:
-                self._close_reader()
-                self._reader = await self._driver.open(self._directory.data)
-            return await self._reader.read(offset, length)
+            return await self._data.read(offset, length)
 
     async def open_reader(self) -> FileReader:
         """The bytes that are in storage now, to be closed by the caller. Raises `LayerUploadUnknown`."""
@@ -212,19 +162,14 @@ class LayerUpload:
 
         Worth the reading where the storage is near: finishing then need not wait for it.
         """
-        while self.is_usable and self._writer is not None and not self._is_being_finished and self.hash_lag > 0:
+        while self._can_be_hashed and not self._is_being_finished and self.hash_lag > 0:
             async with self._lock:
-                if not self.is_usable or self._writer is None or not await self._hash_some():
+                if not self._can_be_hashed or not await self._data.hash_some():
                     return
 
-    async def _hash_some(self) -> bool:
-        """Hashes the next part of what is in storage; whether there was any."""
-        reader = await self._driver.open(self._directory.data)
-        try:
-            # The file can be shorter than it should be: it may have been cut by somebody else.
-            return await self._hash.read_some(min(self._stored_size, reader.size), reader.read)
-        finally:
-            reader.close()
+    @property
+    def _can_be_hashed(self) -> bool:
+        return self.is_usable and self._data.is_open
 
     # --- ending ----------------------------------------------------------------------------------------------
 
@@ -240,25 +185,21 @@ class LayerUpload:
         try:
             async with self._lock:
                 self._check_open()
-                await self._flush()
-                await self._close_writer()
-                self._close_reader()
+                await self._let_go()
                 return await self._finishing.finish(digest, size)
         finally:
             self._is_being_finished = False
 
     async def cancel(self) -> None:
         """Deletes the upload and all its bytes. Works also after an error, and again if it fails itself."""
-        if self._is_closed:
-            raise LayerClosed(f"upload {self.uuid}")
+        self._check_not_closed()
         # From here on nothing may be written: it would come back to life as a directory that nobody ever removes.
-        self._failure = LayerClosed(f"upload {self.uuid}")
+        self._data.failure = LayerClosed(f"upload {self.uuid}")
         async with self._lock:
-            if self._is_closed:
-                raise LayerClosed(f"upload {self.uuid}")
-            self._drop_pending()
-            await self._close_writer()
-            self._close_reader()
+            self._check_not_closed()
+            self._data.drop_pending()
+            await self._data.close()
+            self._data.close_reader()
             await self._stored.remove()
 
     async def close(self) -> None:
@@ -271,12 +212,10 @@ class LayerUpload:
         try:
             async with self._lock:
                 if self.is_usable:
-                    await self._flush()
+                    await self._data.flush()
         finally:
             self._is_let_go = True
-            self._close_reader()
-            with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
-                await self._close_writer()
+            await self._data.close_at_last()
 
     async def __aenter__(self) -> Self:
         return self
@@ -286,148 +225,7 @@ class LayerUpload:
     ) -> None:
         await self.close()
 
-    # --- steps of writing; the lock is held ------------------------------------------------------------
-
-    async def _store_pending(self) -> None:
-        while self._pending.are_left:
-            writer = await self._open_writer()
-            batch = self._pending.take()
-            start = writer.size
-            # Here, not where bytes are taken: they may be taken while an earlier flush is under way.
-            self._flushed = False
-            await self._attempt(writer.write(batch))
-            self._pending.stored(writer.size - start)
-            self._stored_size = writer.size
-            if self._hash.count == start:
-                await self._hash.update(batch)
-
-    async def _write_out_of_order(self, offset: int, content: bytes) -> None:
-        await self._store_pending()
-        writer = await self._open_writer()
-        if offset > writer.size and self._driver.capabilities.random_writes:
-            await self._extend(writer, offset)
-        elif offset > writer.size:
-            await self._append_zeros(offset - writer.size)
-        if offset == writer.size:
-            self._pending.append(content)
-            return
-        writer = await self._writer_for_random_access(offset)
-        await self._attempt(writer.write_at(offset, content), refusable=True)
-        self._stored_size = writer.size
-
-    async def _extend(self, writer: FileWriter, size: int) -> None:
-        """Makes a hole at the end, as `cp` does for a file with holes; finishing need not read it all for that."""
-        gap = size - writer.size
-        if not self._driver.capabilities.random_writes:
-            await self._append_zeros(gap)
-            return
-        follows = self._hash.count == writer.size
-        self._flushed = False
-        await self._attempt(writer.truncate(size), refusable=True)
-        self._stored_size = writer.size
-        if follows and gap <= _HOLE_HASHED:
-            await self._hash.update_zeros(gap)
-
-    async def _append_zeros(self, count: int) -> None:
-        while count:
-            length = min(count, STORE_SIZE)
-            self._pending.append(bytes(length))
-            await self._store_pending()
-            count -= length
-
-    async def _writer_for_random_access(self, offset: int) -> FileWriter:
-        """The writer, once no stored state can be taken for one of what the file is going to be."""
-        if not self._driver.capabilities.random_writes:
-            raise InvalidOffset(
-                self._directory.data, f"this storage can only append: cannot change byte {offset} of {self.size}"
-            )
-        writer = await self._open_writer()
-        await self._states.delete_all()
-        # Before the change, not after it: one that fails half-way has changed the file too.
-        self._hash.begin_again()
-        self._flushed = False
-        return writer
-
-    async def _flush(self) -> None:
-        await self._store_pending()
-        if self._writer is None or self._flushed:
-            return
-        await self._attempt(self._writer.flush())
-        self._flushed = True
-        # After the bytes, never before: a state that is ahead of the data would be wrong for other bytes to come.
-        size = self.size
-        await self._states.store(size, self._hash.state_of(size))
-
-    async def _open_writer(self) -> FileWriter:
-        if self._writer is None:
-            await self._stored.check_exists()
-            writer = await self._driver.writer(self._directory.data, append=True)
-            try:
-                if writer.version() is None or writer.version() != self._hash.version:
-                    await self._take_over(writer)
-            except BaseException:
-                with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
-                    await writer.close()
-                raise
-            if writer.version() != self._left_version:
-                self._flushed = self._flushed and not writer.size
-            self._stored_size = writer.size
-            self._writer = writer
-        return self._writer
-
-    async def _take_over(self, writer: FileWriter) -> None:
-        """Goes on with a file that somebody else has written, or may have."""
-        await cut_lost_tail(self._driver, self._directory, writer)
-        if self._pending.are_left and writer.size != self._stored_size:
-            # They were taken for a place that is no longer the end.
-            error = ContentChanged(self._directory.data, f"it has {writer.size} bytes, not {self._stored_size}")
-            self._fail(error)
-            raise error
-        self._hash.resume(await self._states.find(writer.size))
-        self._states.expect_others()
-        # Whoever wrote these bytes may have been killed before they were durable.
-        self._flushed = self._flushed and not writer.size
-        await self._states.delete_ahead_of(writer.size)
-
-    async def _close_writer(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            self._hash.version = self._left_version = writer.version()
-            await writer.close()
-
-    def _close_reader(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
-
-    async def _attempt(self, change: Awaitable[_Result], *, refusable: bool = False) -> _Result:
-        """Awaits a change of the file. If it fails nobody knows what the file is like, so the upload has failed.
-
-        A `refusable` one may be refused by the driver without that: no byte that was taken before is lost with it.
-        """
-        try:
-            return await change
-        except (UnsupportedByDriver, InvalidOffset, ContentTooLarge) as error:
-            if not refusable:
-                self._fail(error)
-            elif self._writer is not None:
-                self._stored_size = self._writer.size
-            raise
-        except BaseException as error:
-            self._fail(error)
-            raise
-
-    def _fail(self, error: BaseException) -> None:
-        if isinstance(error, LayerfsError):
-            self._failure = error
-        else:
-            self._failure = BackendFailure(self._directory.data, "a write was interrupted")
-        self._drop_pending()
-
-    def _drop_pending(self) -> None:
-        self._pending.clear()
-        if self._writer is not None:
-            self._stored_size = self._writer.size
+    # --- whose turn it is --------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
     async def _exclusively(self) -> AsyncIterator[None]:
@@ -436,6 +234,11 @@ class LayerUpload:
         async with self._lock:
             self._check_open()
             yield
+
+    async def _let_go(self) -> None:
+        await self._data.flush()
+        await self._data.close()
+        self._data.close_reader()
 
     @property
     def _is_closed(self) -> bool:
@@ -447,8 +250,11 @@ class LayerUpload:
             raise LayerUploadBusy(self.name, self.uuid, "it is being finished")
 
     def _check_open(self) -> None:
+        self._check_not_closed()
+        if self._data.failure is not None:
+            # Without the traceback of the last time, which would grow with each, and keep all that it refers to.
+            raise self._data.failure.with_traceback(None)
+
+    def _check_not_closed(self) -> None:
         if self._is_closed:
             raise LayerClosed(f"upload {self.uuid}")
-        if self._failure is not None:
-            # Without the traceback of the last time, which would grow with each, and keep all that it refers to.
-            raise self._failure.with_traceback(None)

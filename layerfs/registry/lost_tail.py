@@ -4,7 +4,7 @@ A file system can keep the new size of a file and lose the bytes. ext4 does so f
 needed no new one, and for blocks that were on their way to the disk; both read as zeros (seen by cutting the power).
 Whoever goes on behind them gets an upload that no digest will ever match. So an upload is as long as it is without the
 zeros at its end, where these can be such: on a disk, in a file that was last written before this machine was started,
-behind what is known to have been durable. That is the newest hash state, or what `LayerUpload.flush` has noted without.
+behind what is known to have been durable. That is the newest hash state, or what `HashStates.store` has noted without.
 
 Nothing is lost where they are genuine, as at the end of an archive. Whoever goes on where the size says writes the same
 zeros again; whoever writes behind them makes them again; and whoever finishes the upload without writing to it has the

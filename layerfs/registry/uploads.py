@@ -40,6 +40,7 @@ from layerfs.registry.running_hash import RunningHash
 from layerfs.registry.small_files import SmallFiles
 from layerfs.registry.stored_upload import StoredUpload
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
+from layerfs.registry.upload_data import UploadData
 from layerfs.registry.upload_info import FoundUploads, ListedUpload, ListedUploads, UploadInfo, Uploads
 
 _First = TypeVar("_First")
@@ -51,7 +52,7 @@ _Listing: TypeAlias = tuple[Uploads, Sequence[str]]
 
 
 class UploadStore:
-    """All uploads of a registry. `hash_limiter` bounds the threads that hash."""
+    """All uploads of a registry, which share the threads that hash."""
 
     def __init__(self, driver: StorageDriver, blobs: BlobStore, *, trust_hash_states: bool) -> None:
         self.driver = driver
@@ -97,8 +98,8 @@ class UploadStore:
         stored = StoredUpload(self.driver, directory)
         content_hash = RunningHash(self._hash_limiter)
         states = HashStates(self.driver, directory, trusted=self._trust_hash_states, may_exist=writer is None)
-        finishing = Finishing(stored, self._blobs, content_hash, states)
-        return LayerUpload(info, stored, content_hash, states, finishing, writer)
+        data = UploadData(stored, content_hash, states, size=info.size, writer=writer)
+        return LayerUpload(info, stored, data, Finishing(stored, self._blobs, content_hash, states))
 
     async def stat(self, name: str, uuid: str) -> UploadInfo:
         """Raises `LayerUploadUnknown` if it was never begun, or is finished or cancelled."""
