@@ -45,7 +45,7 @@ class Copies:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
-        # Given up because they took too long, by their destinations: who tries again goes on.
+        # Given up, mostly because they took too long, by their destinations: who tries again goes on.
         self._unfinished: dict[str, _Copying] = {}
         # Until a store has refused a condition that was right.
         self._compares_originals = True
@@ -74,14 +74,30 @@ class Copies:
             _check_same(source, found, now)
         return copied if copied.etag and copied.modified_at else None
 
-    async def copy_into_upload(
-        self, source: str, destination: str, upload_id: str, found: StoredObject, size: int
-    ) -> list[Part]:
-        """Makes the first `size` bytes of an object the parts of an upload. Raises `ContentChanged` as `copy` does."""
-        parts = await self._copy_pieces(source, destination, upload_id, found, size, {})
-        if not self._compares_originals:
-            _check_same(source, found, await self._bucket.head(source))
-        return parts
+    async def copy_into_upload(self, path: str, found: StoredObject, size: int) -> tuple[str, list[Part]]:
+        """Makes the first `size` bytes of an object the parts of a new upload at its path; returns the id and the parts.
+
+        Raises `ContentChanged` as `copy` does. Who tries again after a failure goes on with what there is.
+        """
+        has_begun = path in self._unfinished
+        copying = await self._begin(path, found)
+        try:
+            parts = await self._copy_pieces(path, path, copying.upload_id, found, size, copying.parts)
+            if not self._compares_originals:
+                _check_same(path, found, await self._bucket.head(path))
+        except UploadGone:
+            if not has_begun:
+                raise
+            # Somebody else has dropped it meanwhile.
+            return await self.copy_into_upload(path, found, size)
+        except BaseException:
+            self._unfinished[path] = copying
+            raise
+        return copying.upload_id, parts
+
+    def is_unfinished(self, path: str, upload_id: str) -> bool:
+        """Whether an open upload is a copy that was given up, and that will be gone on with."""
+        return path in self._unfinished and self._unfinished[path].upload_id == upload_id
 
     async def _copy_in_parts(self, source: str, destination: str, found: StoredObject) -> None:
         copying = await self._begin(destination, found)

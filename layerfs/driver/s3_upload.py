@@ -331,9 +331,8 @@ class S3Upload(WrittenUpload):
             self._object = await self._gather_in_object()
             counts = self._state.size
             unstored = bytes(self._unstored)
-            self._is_object = True
-            self._upload_id = await self._bucket.create_upload(self.path)
-            await self._take_in(self._upload_id, self._object, counts)
+            self._is_object, self._upload_id = True, None
+            await self._take_in(self._object, counts)
             for upload_id in self._others:
                 await self._bucket.abort_upload(self.path, upload_id)
             self._others = ()
@@ -386,7 +385,7 @@ class S3Upload(WrittenUpload):
         """Has all that counts in one object, so that nothing is lost whatever happens then."""
         state = self._state
         if state.found is not None:
-            if state.upload_id is not None:
+            if state.upload_id is not None and not self._copies.is_unfinished(self.path, state.upload_id):
                 await self._bucket.abort_upload(self.path, state.upload_id)
             return state.found
         try:
@@ -400,18 +399,20 @@ class S3Upload(WrittenUpload):
             every = StoredUpload(state.upload_id, state.parts + state.stray, (), None)
             return await complete(self._bucket, self.path, every)
 
-    async def _take_in(self, upload_id: str, found: StoredObject, size: int) -> None:
-        """Makes the first `size` bytes of the object those of the upload."""
+    async def _take_in(self, found: StoredObject, size: int) -> None:
+        """Makes the first `size` bytes of the object those of a new upload."""
         parts: list[Part] = []
         tail = b""
         tail_part = None
         # Until all is in, and nothing that was asked for can come again.
         self._is_quiet = False
         if size >= SMALLEST_PART:
-            parts = await self._copies.copy_into_upload(self.path, self.path, upload_id, found, size)
-        elif size:
-            tail = await self._bucket.get_range(self.path, 0, size, size=found.size, etag=found.etag)
-            tail_part = await self._bucket.upload_part(self.path, upload_id, 1, tail)
+            self._upload_id, parts = await self._copies.copy_into_upload(self.path, found, size)
+        else:
+            self._upload_id = await self._bucket.create_upload(self.path)
+            if size:
+                tail = await self._bucket.get_range(self.path, 0, size, size=found.size, etag=found.etag)
+                tail_part = await self._bucket.upload_part(self.path, self._upload_id, 1, tail)
         if size < found.size:
             # Being longer than the parts it would count.
             await self._bucket.delete(self.path)

@@ -247,7 +247,7 @@ async def test_a_small_upload_that_is_gone_on_with(drivers: Drivers, proxy: S3Pr
 # --- parts, to who goes on elsewhere ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flushed", [0, 6 * MEBIBYTE, 20 * MEBIBYTE])
+@pytest.mark.parametrize("flushed", [0, 6 * MEBIBYTE])
 @pytest.mark.parametrize("unflushed", [1000, 20 * MEBIBYTE], ids=["short", "full"])
 async def test_a_part_of_a_process_that_was_killed(
     drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, flushed: int, unflushed: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -672,6 +672,28 @@ async def test_closing_forgets_what_is_on_its_way(drivers: Drivers, proxy: S3Pro
         await driver.close()
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "repacked", "sealed"])
+async def test_repacking_that_is_given_up_is_gone_on_with(
+    drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, meanwhile: str
+) -> None:
+    """So that what takes a store longer than an operation may take is done some time: nothing is copied twice. Unless
+    somebody else has gone on with it, or tried to finish it, and dropped what was copied."""
+    content = payload(4 * PART)
+    stored.put(DATA, content)
+    driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=PART)
+    await give_up_copying(lambda: append(driver, b"given up"), proxy)
+    if meanwhile == "repacked":
+        await append(drivers(), b"theirs, ")
+        content += b"theirs, "
+    elif meanwhile == "sealed":
+        await (await drivers().seal(DATA)).release()
+    await append(driver, b"more")
+    assert meanwhile != "nothing" or proxy.counts["UploadPartCopy"] == 2
+    await published(driver)
+    assert stored.content(BLOB) == content + b"more"
+    assert stored.uploads() == []
+
+
 @pytest.mark.parametrize("threshold", [PART, None])
 async def test_copying_in_parts(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, threshold: int) -> None:
     """Above the threshold, side by side; no byte comes through this machine."""
@@ -689,11 +711,11 @@ async def test_copying_in_parts(drivers: Drivers, proxy: S3Proxy, stored, payloa
     assert proxy.counts["HeadObject"] == (2 if threshold else 1)
 
 
-async def give_up_copying(driver: S3Driver, proxy: S3Proxy) -> None:
-    """Publishes an upload until two of its parts are copied, and the store says nothing more."""
+async def give_up_copying(attempt: Callable[[], Awaitable[None]], proxy: S3Proxy) -> None:
+    """Attempts something until two parts are copied, and the store says nothing more."""
     proxy.fail("stall", "UploadPartCopy", times=1000, after=2)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(published, driver)
+        nursery.start_soon(attempt)
         while proxy.counts["UploadPartCopy"] < 4:
             await trio.sleep(0.01)  # polling interval
         await trio.sleep(0.5)  # for the answers to come
@@ -709,7 +731,7 @@ async def test_a_copy_that_is_given_up_is_gone_on_with(
     content = payload(4 * PART)
     stored.put(DATA, content)
     driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=PART)
-    await give_up_copying(driver, proxy)
+    await give_up_copying(lambda: published(driver), proxy)
     assert [path for path, _ in stored.uploads()] == [BLOB]
     await published(driver)
     assert proxy.counts["UploadPartCopy"] == 2
@@ -721,12 +743,12 @@ async def test_a_copy_that_is_given_up_for_good(drivers: Drivers, proxy: S3Proxy
     """Nothing is left of it in the store when the driver is closed, nor when there is something else to be copied."""
     driver = drivers(endpoint_url=proxy.url, multipart_copy_threshold=PART)
     stored.put(DATA, payload(4 * PART))
-    await give_up_copying(driver, proxy)
+    await give_up_copying(lambda: published(driver), proxy)
     content = payload(4 * PART)
     stored.put(DATA, content)
     await published(driver)
     assert stored.content(BLOB) == content
     assert stored.uploads() == []
-    await give_up_copying(driver, proxy)
+    await give_up_copying(lambda: published(driver), proxy)
     await driver.close()
     assert stored.uploads() == []
