@@ -126,7 +126,8 @@ class UploadData:
         await self._attempt(self._writer.flush())
         self._flushed = True
         # After the bytes, never before: a state that is ahead of the data would be wrong for other bytes to come.
-        size = self.size
+        # Without what was taken meanwhile.
+        size = self._stored_size
         await self._states.store(size, self._hash.state_of(size))
 
     # --- elsewhere -------------------------------------------------------------------------------------------------

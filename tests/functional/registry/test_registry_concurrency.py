@@ -74,6 +74,20 @@ async def test_bytes_taken_while_a_flush_is_under_way(registry: Registry, watche
     assert upload.is_flushed
 
 
+async def test_what_a_flush_notes_that_was_overtaken(registry: Registry, watched: FaultyDriver) -> None:
+    """Only what it has made durable: zeros that a power cut leaves behind that must not count as bytes."""
+    upload = await begin(watched, b"first")
+    gate = Gate(watched, "flush")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload.flush)
+        await gate.reached.wait()
+        await upload.write(b" second")
+        gate.open()
+    files = await files_in(registry.driver)
+    assert upload_path(NAME, upload.uuid, "layerfs-durable") not in files
+    assert files[upload_path(NAME, upload.uuid, "hashstates/sha256/5")] == hash_state(b"first")
+
+
 async def test_the_state_of_a_flush_that_was_overtaken(registry: Registry, watched: FaultyDriver) -> None:
     """Bytes that are taken while a state is being stored do not change what it is the state of."""
     upload = await begin(watched, b"first")
