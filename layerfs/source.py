@@ -114,7 +114,7 @@ def display_name(source: Source) -> str:
     if local is not None:
         return local
     # What stands before the @ is a container there.
-    is_of_azure = re.match("abfss?://[^/:@]*@", source) is not None
+    is_of_azure = re.match("(?:abfs|wasb)s?://[^/:@]*@", source) is not None
     return (source if is_of_azure else re.sub(r"(?<=://)[^/@]*@", "", source)).partition("?")[0]
 
 

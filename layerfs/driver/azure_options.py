@@ -71,7 +71,10 @@ class AzureOptions:
 
 
 def parse_azure_url(url: str) -> AzureOptions:
-    """The options in an `az://`, `abfs://` or `abfss://` URL. Raises `UnknownSource`, without repeating a secret."""
+    """The options in an `az://` URL, or one of Hadoop's (`abfs[s]://`, `wasb[s]://`).
+
+    Raises `UnknownSource`, without repeating a secret.
+    """
     parts, given = _split_host(urlsplit(url))
     return parse_store_url(parts, _FORM, AzureOptions, given)
 

@@ -13,7 +13,7 @@ from layerfs.driver.archive import ArchiveKind
 from layerfs.errors import UnknownSource
 
 _CHAIN: Final = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)(?:://(?P<inside>[^\[\]]*?))?::(?P<target>.*)", re.DOTALL
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9_+.-]*)(?:://(?P<inside>[^\[\]]*?))?::(?P<target>.*)", re.DOTALL
 )
 
 _ARCHIVES: Final = frozenset({"tar", "zip"})
@@ -24,9 +24,10 @@ _REFUSED: Final = {
         ("blockcache", "cached", "filecache", "simplecache"),
         "such a cache would hide what others change: leave it out, and keep content with --cache-dir",
     ),
+    "data": "it would be a storage of one file",
     "dir": "leave it out, and name the directory itself",
     "libarchive": "of archives only zip:: and tar:: (also with gzip) can be mounted: repack it",
-    **dict.fromkeys(("asyncwrapper", "generic", "reference"), "leave it out, and name the storage itself"),
+    **dict.fromkeys(("async_wrapper", "asyncwrapper", "generic", "reference"), "name the storage itself"),
 }
 
 
@@ -48,6 +49,15 @@ def is_chained(source: str) -> bool:
     """Whether `source` names one storage in another, whether that can be used or not."""
     match = _CHAIN.fullmatch(source)
     return match is not None and match["scheme"].lower() in _ARCHIVES | _REFUSED.keys()
+
+
+def check_whole(url: str) -> None:
+    """Raises `UnknownSource` for a URL that would only be the first part of a chain."""
+    scheme = url.partition("://")[0].lower()
+    if scheme in _ARCHIVES:
+        raise UnknownSource(f"{scheme}://…", f"of an archive: write {scheme}::/path, or {scheme}::URL")
+    if scheme in _REFUSED:
+        raise UnknownSource(f"{scheme}://…", _REFUSED[scheme])
 
 
 def parse_archive(source: str) -> ArchiveSource | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ftplib
+import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import ClassVar, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-from layerfs.driver.fsspec_store import Info, Store
+from layerfs.driver.fsspec_store import Info, Store, without_secrets
 from layerfs.driver.store_errors import BY_STATUS, UNKNOWN, Network, answered
-from layerfs.errors import AccessDenied, BackendFailure, DriverError, PathNotFound
+from layerfs.errors import AccessDenied, BackendFailure, DriverError, PathNotFound, UnknownSource
 
 #: Seconds that a server of files may take for an answer. The libraries wait for ever, or a minute.
 _TIMEOUT: Final = 20
@@ -34,8 +35,14 @@ class _Local(Store):
 class _Http(Store):
     """Only read, and only from a server that shows directories as pages of links and sends ranges of files."""
 
+    needs_host = True
+
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        if parts.query or parts.fragment:
+            raise UnknownSource(
+                without_secrets(url), "what follows a ? or # does not belong to the address of a directory"
+            )
         self._server = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         super().__init__(url)
 
@@ -84,7 +91,10 @@ class _Webdav(Store):
 class _Ftp(Store):
     """One connection, on which one command is given after the other."""
 
-    options: ClassVar[Info] = {"timeout": _TIMEOUT}
+    needs_host = True
+
+    def _options(self) -> Info:
+        return {"timeout": _TIMEOUT}
 
     def check_alive(self) -> None:
         self.fs.ftp.voidcmd("NOOP")
@@ -145,7 +155,11 @@ _FTP_DENIED: Final = {"530", "532", "553"}
 class _Sftp(Store):
     """paramiko drops the answer to one thread when another reads it: then the first would wait for ever."""
 
-    options: ClassVar[Info] = {"timeout": _TIMEOUT, "banner_timeout": _TIMEOUT, "auth_timeout": _TIMEOUT}
+    needs_host = True
+
+    def _options(self) -> Info:
+        times = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), _TIMEOUT)
+        return {**times, "host_key_policy": _known_hosts()}
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -156,7 +170,7 @@ class _Sftp(Store):
 
         if isinstance(error, paramiko.AuthenticationException):
             return AccessDenied(self.shown, f"{error}")
-        return None
+        return UnknownSource(self.shown, f"{error}") if isinstance(error, _HostNotKnown) else None
 
     def check_alive(self) -> None:
         self.fs.ftp.normalize(".")
@@ -166,13 +180,47 @@ class _Sftp(Store):
             self.fs.client.close()
 
 
+class _HostNotKnown(Exception):
+    """The key of a server is none that was accepted for it before."""
+
+
+#: Where OpenSSH has the keys of servers.
+_KNOWN_HOSTS: Final = ("~/.ssh/known_hosts", "/etc/ssh/ssh_known_hosts")
+
+
+def _known_hosts() -> object:
+    """A policy for paramiko: as OpenSSH's with nobody there to ask, and not fsspec's, which takes every key."""
+    try:
+        import paramiko
+    except ImportError:
+        # It will be said that it is missing.
+        return None
+    known = paramiko.HostKeys()
+    for file in _KNOWN_HOSTS:
+        with suppress(OSError):
+            known.load(os.path.expanduser(file))
+
+    class Policy(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]  # paramiko has no types
+        def missing_host_key(self, client: object, hostname: str, key: Any) -> None:  # noqa: ARG002 - paramiko's
+            if not known.check(hostname, key):
+                raise _HostNotKnown(
+                    f"the server has the {key.get_name()} key {key.fingerprint}, which {_KNOWN_HOSTS[0]} does not have "
+                    f"for {hostname}: if it is the right one, log in by ssh once"
+                )
+
+    return Policy()
+
+
 class _Smb(Store):
     """Its library has the connections, and makes new ones, but logs in only when a filesystem is made.
 
     It locks each file that it opens against all others unless it is told not to.
     """
 
-    options: ClassVar[Info] = {"share_access": "rwd", "register_session_retries": 1, "timeout": _TIMEOUT}
+    needs_host = True
+
+    def _options(self) -> Info:
+        return {"share_access": "rwd", "register_session_retries": 1, "timeout": _TIMEOUT}
 
     def meaning(self, error: BaseException) -> DriverError | None:
         from smbprotocol.exceptions import LogonFailure, SMBAuthenticationError
@@ -195,7 +243,6 @@ class _Smb(Store):
 
 
 _KINDS: Final[dict[str, type[Store]]] = {
-    "dav": _Webdav,
     "file": _Local,
     "ftp": _Ftp,
     "http": _Http,

@@ -48,14 +48,16 @@ Info: TypeAlias = dict[str, Any]
 class Store:
     """The place that a URL names. What is raised is a `DriverError`, or whatever the library raises."""
 
-    #: What the filesystem is made with, unless fsspec's own configuration says otherwise.
-    options: ClassVar[Info] = {}
     #: Whether threads can use it at the same time. Of what is not known, it is not believed.
     is_shared: bool = False
+    #: Whether the URL must name a server.
+    needs_host: ClassVar[bool] = False
 
     def __init__(self, url: str) -> None:
         self.scheme = url.partition("://")[0].lower()
         self.shown = without_secrets(url)
+        if self.needs_host and not urlsplit(url).hostname:
+            raise UnknownSource(self.shown, f"name the server: {self.scheme}://HOST/PATH")
         self.fs = self._filesystem(url)
         # Not as an argument: some filesystems hand on what they do not know to their library, which refuses it.
         self.fs.dircache.use_listings_cache = False
@@ -68,7 +70,7 @@ class Store:
         """Not by `fsspec.core.url_to_fs`, which takes `::` for a chain, in the address of a host too."""
         try:
             kind = fsspec.get_filesystem_class(self.scheme)
-            options = {**self.options, **fsspec.config.conf.get(self.scheme, {}), **kind._get_kwargs_from_urls(url)}
+            options = {**self._options(), **fsspec.config.conf.get(self.scheme, {}), **kind._get_kwargs_from_urls(url)}
             self._root: str = kind._strip_protocol(url).rstrip("/")
             return kind(**options, skip_instance_cache=True)
         except (ImportError, ValueError) as error:
@@ -88,10 +90,14 @@ class Store:
 
     def _advice(self, error: Exception) -> str:
         reason = f"{error}".partition("\n")[0]
+        if not isinstance(error, ImportError):
+            return reason
         extra = _EXTRAS.get(self.scheme)
-        if extra and isinstance(error, ImportError):
+        if extra:
             return f"{reason}; run pip install 'layerfs[{extra}]'"
-        return reason
+        # What fsspec knows nothing better to say of.
+        is_bare = type(error) is ModuleNotFoundError
+        return f"{error.name} is not installed; run pip install {error.name}" if is_bare else reason
 
     def _why_read_only(self) -> str:
         """Why nothing can be changed; empty if it can."""
@@ -100,6 +106,10 @@ class Store:
         return ""
 
     # --- what is different for some ------------------------------------------------------------------------------
+
+    def _options(self) -> Info:
+        """What the filesystem is made with, unless fsspec's own configuration says otherwise."""
+        return {}
 
     def meaning(self, error: BaseException) -> DriverError | None:  # noqa: ARG002 - for those that know some
         """What an error of the library's own means; None if that is not known."""
@@ -314,8 +324,9 @@ def _fsync(path: str) -> None:
 
 
 def without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
 
 
 def _file_info(path: str, info: Info) -> FileInfo:

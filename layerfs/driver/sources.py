@@ -12,7 +12,7 @@ import trio
 
 from layerfs.driver.archive import ArchiveDriver
 from layerfs.driver.azure_options import AzureOptions, parse_azure_url
-from layerfs.driver.chains import ArchiveSource, parse_archive
+from layerfs.driver.chains import ArchiveSource, check_whole, parse_archive
 from layerfs.driver.errnos import translated
 from layerfs.driver.gcs_options import GcsOptions, parse_gcs_url
 from layerfs.driver.interface import FileReader, StorageDriver
@@ -42,6 +42,10 @@ _PARSERS: Final[Mapping[str, Callable[[str], ObjectStorage]]] = {
     "gcs": parse_gcs_url,
     "gs": parse_gcs_url,
     "s3": parse_s3_url,
+    "s3a": parse_s3_url,
+    "s3n": parse_s3_url,
+    "wasb": parse_azure_url,
+    "wasbs": parse_azure_url,
 }
 
 
@@ -69,6 +73,7 @@ def open_driver(source: Storage, *, create: bool = False) -> StorageDriver:
         return MemoryDriver()
     if scheme in _PARSERS:
         return _object_store_driver(_PARSERS[scheme](source))
+    check_whole(source)
     # Not before it is needed: it takes as long to import as all the rest.
     from layerfs.driver.fsspec import FsspecDriver
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
-from harness.file_servers import FileServer, file_server
+from harness.commands import run
+from harness.file_servers import PASSWORD, USER, FileServer, file_server
+from harness.mount import COMMAND
 
 from layerfs.driver.fsspec import FsspecDriver
 from layerfs.errors import BackendFailure, NotRegularFile, PathNotEmpty, PathNotFound, UnsupportedByDriver
@@ -127,3 +131,46 @@ async def test_a_server_that_is_away(driver: FsspecDriver, server: FileServer) -
     finally:
         server.start()
     assert await driver.get_content("/file", limit=10) == b"content"
+
+
+def test_sources_that_are_wrong_are_one_line(server: FileServer) -> None:
+    """That says what to do, and never a password."""
+    place = server.url.removeprefix(f"{server.scheme}://")
+    for source, words in {
+        f"{server.scheme}://": "name the server",
+        f"{server.scheme}://127.0.0.1:9/x": "127.0.0.1:9/x",
+        f"{server.scheme}://{USER}:{PASSWORD}@{place.rpartition('@')[2]}": "credentials in a URL",
+        f"{server.url}/nothing": "no registry storage",
+    }.items():
+        done = run(COMMAND, "ls", source, check=False, env=os.environ | server.environment)
+        assert done.returncode in (1, 32), done
+        assert done.stderr.count("\n") == 1, done
+        assert words in done.stderr
+        assert PASSWORD not in done.stderr
+
+
+@pytest.mark.parametrize("server", ["ftp", "sftp", "smb"], indirect=True)
+def test_wrong_credentials(server: FileServer) -> None:
+    """Are called that."""
+    wrong = {"FSSPEC_SFTP_KEY_FILENAME": "/dev/null"}
+    name = f"FSSPEC_{server.scheme.upper()}_PASSWORD"
+    environment = os.environ | server.environment | {name: "wrong"} | (wrong if server.scheme == "sftp" else {})
+    done = run(COMMAND, "ls", server.url, check=False, env=environment)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
+    assert "access to storage denied" in done.stderr
+    assert "Check the credentials" in done.stderr
+
+
+@pytest.mark.parametrize("server", ["sftp"], indirect=True)
+def test_a_server_whose_key_is_not_known(server: FileServer, tmp_path: Path) -> None:
+    """Is not talked to, as ssh(1) would not; once its key is known it is."""
+    environment = os.environ | server.environment | {"HOME": str(tmp_path)}
+    del environment["FSSPEC_SFTP_HOST_KEY_POLICY"]
+    refused = run(COMMAND, "ls", server.url, check=False, env=environment)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused
+    assert f"for [127.0.0.1]:{server.port}: if it is the right one, log in by ssh once" in refused.stderr
+    (tmp_path / ".ssh").mkdir()
+    keys = run("ssh-keyscan", "-p", server.port, "127.0.0.1").stdout
+    (tmp_path / ".ssh/known_hosts").write_text(keys)
+    known = run(COMMAND, "ls", server.url, check=False, env=environment)
+    assert "no registry storage" in known.stderr

@@ -11,7 +11,7 @@ import pytest
 from layerfs.driver.fsspec import FsspecDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
-from layerfs.driver.sources import open_driver
+from layerfs.driver.sources import open_driver, parse_object_url
 from layerfs.errors import DriverError, PathNotFound, UnknownSource
 
 
@@ -68,6 +68,13 @@ async def test_what_fsspec_knows() -> None:
         "file:///tmp?x",
         "://",
         "s3:://b",
+        "zip:///tmp/x.zip",
+        "dir:///tmp",
+        "cached:///tmp",
+        "async_wrapper:///tmp",
+        "data://,x",
+        "http:///x",
+        "http://host/x?y=z",
     ],
 )
 def test_what_nobody_knows(source: str) -> None:
@@ -83,6 +90,20 @@ def test_a_client_library_that_is_not_installed() -> None:
         open_driver("oci://user:secret@bucket/prefix?token=secret")
     assert "ocifs" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("synonym", "url"),
+    [
+        ("s3a://bucket/prefix", "s3://bucket/prefix"),
+        ("gcs://bucket/prefix", "gs://bucket/prefix"),
+        ("abfss://box@account.dfs.core.windows.net/x", "az://box/x?account=account"),
+        ("wasbs://box@account.blob.core.windows.net/x", "az://box/x?account=account"),
+    ],
+)
+def test_other_names_of_object_stores(synonym: str, url: str) -> None:
+    """Are those of Hadoop and fsspec for what has a driver here."""
+    assert parse_object_url(synonym) == parse_object_url(url) is not None
 
 
 def test_an_unreadable_directory(tmp_path: Path) -> None:
