@@ -222,27 +222,27 @@ class UploadData:
             await self._upload.check_exists()
             writer = await self._driver.writer(self._directory.data, append=True)
             try:
-                if writer.version() is None or writer.version() != self._hash.version:
+                if writer.version() is None or not self._left_version == writer.version() == self._hash.version:
                     await self._take_over(writer)
             except BaseException:
                 with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
                     await writer.close()
                 raise
-            if writer.version() != self._left_version:
-                self._flushed = self._flushed and not writer.size
             self._stored_size = writer.size
             self._writer = writer
         return self._writer
 
     async def _take_over(self, writer: FileWriter) -> None:
-        """Goes on with a file that somebody else has written, or may have."""
+        """Goes on with a file that somebody else has written, or may have; also if it was verified since."""
+        is_known = writer.version() is not None and writer.version() == self._hash.version
         await cut_lost_tail(self._driver, self._directory, writer)
         if self._pending.are_left and writer.size != self._stored_size:
             # They were taken for a place that is no longer the end.
             error = ContentChanged(self._directory.data, f"it has {writer.size} bytes, not {self._stored_size}")
             self._fail(error)
             raise error
-        self._hash.resume(await self._states.find(writer.size))
+        if not is_known or self._hash.count > writer.size:
+            self._hash.resume(await self._states.find(writer.size))
         self._states.expect_others()
         # Whoever wrote these bytes may have been killed before they were durable.
         self._flushed = self._flushed and not writer.size

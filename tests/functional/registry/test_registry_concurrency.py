@@ -23,7 +23,14 @@ from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
-from layerfs.errors import BackendFailure, ContentChanged, LayerClosed, LayerUploadBusy, LayerUploadUnknown
+from layerfs.errors import (
+    BackendFailure,
+    ContentChanged,
+    LayerClosed,
+    LayerInvalidDigest,
+    LayerUploadBusy,
+    LayerUploadUnknown,
+)
 from layerfs.registry import LayerService, LayerUpload, Registry
 
 NAME = "foo/bar"
@@ -137,6 +144,45 @@ async def test_hashing_alongside_writing(
     await upload.hash_stored()
     assert upload.hash_lag == 0
     assert await upload.finish(digest_of(before + after)) == digest_of(before + after)
+
+
+@pytest.mark.local("an upload is written in the middle")
+@pytest.mark.parametrize("left", [3, 60], ids=["fewer", "more"])
+async def test_states_that_others_have_left_before_a_failed_finish(
+    registry: Registry, watched: FaultyDriver, left: int
+) -> None:
+    """They are no secret to whoever has verified the file, and goes on with it then: none is left of other bytes.
+
+    A registry stores a state before the bytes that it is of, and may die between the two.
+    """
+    upload = await begin(watched)
+    await upload.close_writer()
+    async with await registry.repository(NAME).layers.resume(upload.uuid) as other:
+        await other.write(b"0123456789")
+    state = upload_path(NAME, upload.uuid, f"hashstates/sha256/{left}")
+    await registry.driver.put_content(state, hash_state(b"x" * left))
+    with pytest.raises(LayerInvalidDigest):
+        await upload.finish(digest_of(b"something else"))
+    await upload.open_writer()
+    assert (state in await files_in(registry.driver)) == (left < len(b"0123456789"))
+    await upload.write_at(2, b"X")
+    assert not [path for path in await files_in(registry.driver) if "hashstates" in path]
+
+
+async def test_appending_after_a_failed_finish_of_what_others_have_written(layers: LayerService) -> None:
+    """Bytes that were taken for a place that is not the end any more are not put anywhere else."""
+    async with await layers.upload() as first:
+        await first.write(b"0123456789")
+    upload = await layers.resume(first.uuid)
+    async with await layers.resume(first.uuid) as other:
+        await other.write(b"abc")
+    with pytest.raises(LayerInvalidDigest):
+        await upload.finish(digest_of(b"something else"))
+    await upload.write(b"XYZ")
+    with pytest.raises(ContentChanged):
+        await upload.flush()
+    async with await layers.resume(first.uuid) as again:
+        assert await again.finish(digest_of(b"0123456789abc"))
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
