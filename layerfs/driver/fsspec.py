@@ -73,6 +73,9 @@ RELEASE_DEADLINE: Final = 10
 #: at every opening), adlfs (does not say where it appends), sftp (paramiko has no fsync).
 _APPENDABLE: Final = frozenset({"file", "local", "memory"})
 
+#: Where to upload to instead.
+_ELSEWHERE: Final = "push through a registry, or mount where the storage is on a local disk"
+
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
 
@@ -124,7 +127,7 @@ class FsspecDriver(StorageDriver):
         if self._stores.first.read_only:
             raise StorageReadOnly(path, self._stores.first.read_only)
         if not self.capabilities.append:
-            raise UnsupportedByDriver(path, f"{self.name} cannot append")
+            raise UnsupportedByDriver(path, f"{self.name} cannot append safely: {_ELSEWHERE}")
         info = await _change(self._changes, path, self._stores.changing(Store.begin_writing), append)
         return _FsspecWriter(self._stores.first, path, info, self._changes)
 

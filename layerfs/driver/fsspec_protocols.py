@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import ftplib
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -105,7 +107,7 @@ class _Ftp(Store):
 
     def info(self, path: str) -> Info:
         try:
-            return super().info(path)
+            return _with_time(super().info(path))
         except FileNotFoundError as error:
             raise _ftp_error(error, path) from error
 
@@ -134,6 +136,15 @@ class _Ftp(Store):
 
     def meaning(self, error: BaseException) -> DriverError | None:
         return _ftp_error(error, self.shown) if isinstance(error, ftplib.Error) else None
+
+
+def _with_time(info: Info) -> Info:
+    """With the time of MLSD (RFC 3659), which is in UTC; that of LIST is in any language and time zone."""
+    match = re.match(r"\d{14}", info.get("modify", ""))
+    if match is None:
+        return info
+    modified_at = datetime.datetime.strptime(match[0], "%Y%m%d%H%M%S").replace(tzinfo=datetime.UTC)
+    return {**info, "mtime": modified_at}
 
 
 def _ftp_error(error: BaseException, path: str) -> DriverError:
@@ -174,6 +185,16 @@ class _Sftp(Store):
 
     def check_alive(self) -> None:
         self.fs.ftp.normalize(".")
+
+    def info(self, path: str) -> Info:
+        # Of a link fsspec tells what it leads to, which may be anywhere on the server.
+        info: Info = self.fs._decode_stat(self.fs.ftp.lstat(self.key(path)))
+        return info
+
+    def _read(self, path: str, offset: int, length: int) -> bytes:
+        """By requests that do not wait for one another, of which each gives 32 KiB."""
+        with self.fs.ftp.open(self.key(path), "rb") as file:
+            return b"".join(file.readv([(offset, length)]))
 
     def close(self) -> None:
         with suppress(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from harness.file_servers import PASSWORD, USER, FileServer, file_server
 from harness.mount import COMMAND
 
 from layerfs.driver.fsspec import FsspecDriver
+from layerfs.driver.sources import open_driver
 from layerfs.errors import BackendFailure, NotRegularFile, PathNotEmpty, PathNotFound, UnsupportedByDriver
 
 CONTENT = random.Random(3).randbytes(3_000_000)
@@ -34,11 +36,13 @@ async def driver(server: FileServer) -> AsyncIterator[FsspecDriver]:
         path.rmdir() if path.is_dir() else path.unlink()
 
 
-async def test_small_files(driver: FsspecDriver, server: FileServer) -> None:
+async def test_small_files(driver: FsspecDriver, server: FileServer, request: pytest.FixtureRequest) -> None:
     """Put, seen, listed, replaced, moved over another, deleted; nothing else is left."""
     await driver.put_content("/a/b/link", b"content")
     assert await driver.get_content("/a/b/link", limit=10) == b"content"
     assert ((await driver.stat("/a/b/link")).size, (await driver.stat("/a")).is_directory) == (7, True)
+    if request.node.callspec.params["server"] != "vsftpd":
+        assert abs((await driver.stat("/a/b/link")).modified_at / 1e9 - time.time()) < 100
     await driver.put_content("/a/b/link", b"other")
     assert (server.directory / "a/b/link").read_bytes() == b"other"
     await driver.put_content("/a/b/second", b"")
@@ -96,6 +100,30 @@ async def test_many_at_the_same_time(driver: FsspecDriver) -> None:
                 nursery.start_soon(look)
     assert wrong == []
     assert await reader.read(len(CONTENT) - 5, 100) == CONTENT[-5:]
+
+
+@pytest.mark.parametrize("server", ["sftp"], indirect=True)
+async def test_links_are_refused(driver: FsspecDriver, server: FileServer) -> None:
+    """Which lead anywhere on the server; where its protocol shows that they are some."""
+    (server.directory / "link").symlink_to("/etc/passwd")
+    assert await driver.list("/") == []
+    for call in (driver.stat, driver.open):
+        with pytest.raises(NotRegularFile):
+            await call("/link")
+
+
+async def test_an_archive_on_it(server: FileServer, tmp_path: Path) -> None:
+    """Is read in parts, too."""
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker/file").write_bytes(CONTENT)
+    for command in (["tar", "-czf"], ["zip", "-qr"]):
+        archive = server.directory / f"backup.{command[0]}"
+        run(*command, archive, "docker", cwd=tmp_path)
+        driver = open_driver(f"{command[0]}::{server.url}/{archive.name}")
+        reader = await driver.open("/docker/file")
+        assert await reader.read(1_000_000, 300_000) == CONTENT[1_000_000:1_300_000]
+        await driver.close()
+        archive.unlink()
 
 
 async def test_uploads_are_refused(driver: FsspecDriver, server: FileServer) -> None:
