@@ -11,7 +11,7 @@ No mount, no daemon and no task of its own is needed; all of it runs in the call
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -44,6 +44,7 @@ from layerfs.registry.media_types import MediaTypes
 from layerfs.registry.paths import BEGUN, BLOBS, LAYERS, MANIFESTS, REPOSITORIES, ROOT, UPLOADS, RepositoryDirectory
 from layerfs.registry.repositories import make_repository
 from layerfs.registry.revisions import Revisions
+from layerfs.registry.side_by_side import at_once_on, side_by_side
 from layerfs.registry.tags import TagService
 from layerfs.registry.uploads import UploadStore
 
@@ -168,23 +169,29 @@ class Registry:
         """
         after = tuple(last.split("/")) if last else ()
         waiting = [""]
+        listed: dict[str, Listing | RepositoryUnknown | DriverError] = {}
         while waiting:
+            if waiting[-1] not in listed:
+                # Many at a time where each takes a while: with those that will be asked for next.
+                names = _next_names(waiting, listed, after, at_once_on(self.driver))
+                found = await side_by_side(self._list_or_error, names, at_once=len(names))
+                listed.update(zip(names, found, strict=True))
             name = waiting.pop()
-            try:
-                listing = await self.list(name)
-            except RepositoryUnknown:
-                continue
-            except DriverError as error:
+            listing = listed.pop(name)
+            if isinstance(listing, DriverError):
                 if on_error is None:
-                    raise
-                on_error(name, error)
-                continue
-            if name and listing.is_repository and tuple(name.split("/")) > after:
-                yield name
-            below = [f"{name}/{component}" if name else component for component in listing.components]
-            # No longer ones, which no registry makes: somebody's maze would take us beyond what the system can open.
-            below = [child for child in below if len(child) <= REPOSITORY_NAME_LENGTH]
-            waiting.extend(reversed([child for child in below if _may_hold_later(child, after)]))
+                    raise listing
+                on_error(name, listing)
+            elif isinstance(listing, Listing):
+                if name and listing.is_repository and tuple(name.split("/")) > after:
+                    yield name
+                waiting.extend(reversed(_names_below(name, listing, after)))
+
+    async def _list_or_error(self, name: str) -> Listing | RepositoryUnknown | DriverError:
+        try:
+            return await self.list(name)
+        except (RepositoryUnknown, DriverError) as error:
+            return error
 
     async def create_repository(self, name: str) -> None:
         """Makes an empty repository, known to registries of both generations. Raises `InvalidRepositoryName`."""
@@ -283,6 +290,30 @@ def _listing(entries: list[Entry]) -> Listing:
         is_repository=not directories.isdisjoint((LAYERS, MANIFESTS, UPLOADS)),
         components=tuple(sorted(name for name in directories if is_stored_component(name))),
     )
+
+
+def _names_below(name: str, listing: Listing, after: tuple[str, ...]) -> list[str]:
+    """Those that a walk of the catalog goes on with, in order."""
+    below = [f"{name}/{component}" if name else component for component in listing.components]
+    # No longer ones, which no registry makes: somebody's maze would take us beyond what the system can open.
+    return [child for child in below if len(child) <= REPOSITORY_NAME_LENGTH and _may_hold_later(child, after)]
+
+
+def _next_names(waiting: Sequence[str], listed: Mapping[str, object], after: tuple[str, ...], count: int) -> list[str]:
+    """The first `count` names that a walk will have to list, as far as can be known; its next is last in `waiting`."""
+    names: list[str] = []
+    for first in reversed(waiting):
+        below = [first]
+        while below and len(names) < count:
+            name = below.pop()
+            listing = listed.get(name)
+            if listing is None:
+                names.append(name)
+            elif isinstance(listing, Listing):
+                below.extend(reversed(_names_below(name, listing, after)))
+        if len(names) == count:
+            break
+    return names
 
 
 def _may_hold_later(name: str, after: tuple[str, ...]) -> bool:

@@ -39,6 +39,7 @@ from layerfs.registry.maintenance.progress import Progress, Report, no_report
 from layerfs.registry.maintenance.purge import DEFAULT_AGE
 from layerfs.registry.paths import LAYERS, MANIFESTS, BlobData, LayerLink, ManifestRevisionLink, RepositoryDirectory
 from layerfs.registry.registry import Registry
+from layerfs.registry.side_by_side import at_once_on, side_by_side
 
 #: Seconds after which what was only passing has passed: a registry writes blob and link right after one another.
 SETTLE: Final = 2.0
@@ -84,6 +85,8 @@ class _Check:
         self._registry = registry
         self._driver = registry.driver
         self._jobs = jobs
+        # Repositories.
+        self._at_once = at_once_on(registry.driver)
         self._deep = deep
         self._before = before
         self._settle = settle
@@ -109,11 +112,13 @@ class _Check:
             if not (await self._registry.list(name)).is_repository:
                 raise RepositoryUnknown(name)
         self._names = list(dict.fromkeys(names)) or await self._catalog()
-        for name in self._names:
-            look = Look(self._driver, self._jobs)
-            directory = RepositoryDirectory(name)
-            if MANIFESTS not in {entry.name for entry in await look.list(directory.path)}:
-                self._images.add_candidate(name, await look.digests_in(directory.layers))
+        await side_by_side(self._prepare_one, self._names, at_once=self._at_once)
+
+    async def _prepare_one(self, name: str) -> None:
+        look = Look(self._driver, self._jobs)
+        directory = RepositoryDirectory(name)
+        if MANIFESTS not in {entry.name for entry in await look.list(directory.path)}:
+            self._images.add_candidate(name, await look.digests_in(directory.layers))
 
     async def _catalog(self) -> list[str]:
         return [name async for name in self._registry.catalog(on_error=self._pass_over)]
@@ -135,11 +140,11 @@ class _Check:
         for fault in self._unreadable:
             yield fault
         suspects: dict[str, list[Fault]] = {}
-        for number, name in enumerate(self._names):
+        for number in range(0, len(self._names), self._at_once):
             self._report(Progress("repositories", "repositories", number, len(self._names)))
-            faults = await self._look_at(name)
-            if faults:
-                suspects[name] = faults
+            names = self._names[number : number + self._at_once]
+            found = await side_by_side(self._look_at, names, at_once=self._at_once)
+            suspects |= {name: faults for name, faults in zip(names, found, strict=True) if faults}
             if sum(map(len, suspects.values())) >= _HELD:
                 for fault in await self._look_again(suspects):
                     yield fault
@@ -162,8 +167,9 @@ class _Check:
             return []
         await trio.sleep(self._settle)
         confirmed: list[Fault] = []
-        for name, faults in suspects.items():
-            again = {fault.identity for fault in await self._look_at(name)}
+        seen = await side_by_side(self._look_at, suspects, at_once=self._at_once)
+        for faults, now in zip(suspects.values(), seen, strict=True):
+            again = {fault.identity for fault in now}
             confirmed += [fault for fault in faults if fault.identity in again]
         return confirmed
 
@@ -259,13 +265,16 @@ class _Check:
         """Those of `digests` that a repository links, in case one was just being pushed."""
         linked: set[Digest] = set()
         look = Look(self._driver, self._jobs)
-        for name in await self._catalog():
+
+        async def see(name: str) -> None:
             directory = RepositoryDirectory(name)
             layers = digests.intersection(await look.digests_in(directory.layers))
             revisions = digests.intersection(await look.digests_in(f"{directory.manifests}/revisions"))
             paths = [LayerLink(name, digest).path for digest in layers]
             paths += [ManifestRevisionLink(name, digest).path for digest in revisions]
             linked.update(link for link in await read_links(self._driver, paths) if isinstance(link, Digest))
+
+        await side_by_side(see, await self._catalog(), at_once=self._at_once)
         self._knows_links = self._knows_links and not look.unreadables
         return linked
 

@@ -15,11 +15,12 @@ from layerfs.driver.threads import in_thread
 from layerfs.errors import InvalidManifest, LayerfsError, NotRegularFile, PathNotFound, ShortRead
 from layerfs.manifest import MANIFEST_LIMIT
 from layerfs.registry.blobs import BlobInfo, BlobStore
-from layerfs.registry.maintenance.check_repository import blobs_of, parse_manifest, read_blobs
+from layerfs.registry.maintenance.check_repository import blobs_of, parse_manifest, parts_of, read_blobs
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.knowledge import ImagesWithoutManifest, Meant
 from layerfs.registry.maintenance.look import BATCH, Look
 from layerfs.registry.paths import BLOBS, BlobData
+from layerfs.registry.side_by_side import at_once_on, side_by_side
 
 #: Bytes read and hashed in one go: enough for the disk, little enough to be cancelled soon.
 _CHUNK: Final = 4 << 20
@@ -51,10 +52,14 @@ class BlobWalk:
     async def run(self) -> AsyncGenerator[list[Stored], None]:
         """All blobs, in batches."""
         for algorithm in await self._directories_in(BLOBS):
-            for prefix in await self._directories_in(algorithm):
-                if self._look.driver.capabilities.listed_files:
-                    yield await self._listed(prefix)
-                    continue
+            prefixes = await self._directories_in(algorithm)
+            if self._look.driver.capabilities.listed_files:
+                at_once = at_once_on(self._look.driver)
+                for start in range(0, len(prefixes), at_once):
+                    for batch in await side_by_side(self._listed, prefixes[start : start + at_once], at_once=at_once):
+                        yield batch
+                continue
+            for prefix in prefixes:
                 directories = await self._directories_in(prefix)
                 for start in range(0, len(directories), BATCH):
                     places = [_place(directory) for directory in directories[start : start + BATCH]]
@@ -129,15 +134,16 @@ async def without_manifests(
     """
     others = [blob for blob in blobs if blob.size > MANIFEST_LIMIT]
     small = [blob for blob in blobs if blob.size <= MANIFEST_LIMIT]
-    for blob in small:
-        (content,) = await read_blobs(driver, [blob.digest])
-        if isinstance(content, LayerfsError) or Digest.of(content, blob.digest.algorithm) != blob.digest:
-            others.append(blob)
-            continue
-        try:
-            images.see_image(blobs_of(await parse_manifest(content)))
-        except InvalidManifest:
-            others.append(blob)
+    for part in parts_of([blob.size for blob in small]):
+        contents = await read_blobs(driver, [small[index].digest for index in part])
+        for blob, content in zip([small[index] for index in part], contents, strict=True):
+            if isinstance(content, LayerfsError) or Digest.of(content, blob.digest.algorithm) != blob.digest:
+                others.append(blob)
+                continue
+            try:
+                images.see_image(blobs_of(await parse_manifest(content)))
+            except InvalidManifest:
+                others.append(blob)
     return others
 
 

@@ -31,6 +31,7 @@ from layerfs.registry.paths import (
     TagCurrentLink,
     TagIndexLink,
 )
+from layerfs.registry.side_by_side import at_once_on
 from layerfs.strictjson import parse_json
 
 #: Bytes of manifests that are in memory at a time.
@@ -78,6 +79,8 @@ class RepositoryCheck:
         """Looks at everything; uploads that began `before` are faults. `deep` is about the hash states of uploads."""
         below = {entry.name for entry in await self._look.list(self._directory.path) if entry.is_directory}
         self._has_layers = LAYERS in below
+        await self._look.list_whole(self._directory.layers)
+        await self._look.list_whole(self._directory.manifests)
         await self._check_layers()
         await self._check_revisions()
         await self._check_tags()
@@ -180,7 +183,8 @@ class RepositoryCheck:
             batch = places[start : start + BATCH]
             found = await self._blobs.stat_many([digest for _, digest in batch])
             sizes = [blob.size if isinstance(blob, BlobInfo) else 0 for blob in found]
-            for part in _parts(sizes):
+            # Other repositories are looked at meanwhile.
+            for part in parts_of(sizes, _BATCH_SIZE // at_once_on(self._look.driver)):
                 contents = await read_blobs(self._look.driver, [batch[index][1] for index in part])
                 for index, content in zip(part, contents, strict=True):
                     yield batch[index][0], content
@@ -257,14 +261,14 @@ async def read_blobs(driver: StorageDriver, digests: Sequence[Digest]) -> Sequen
     return await driver.get_contents([BlobData(digest).path for digest in digests], limit=MANIFEST_LIMIT)
 
 
-def _parts(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Indexes of `sizes`, in order, in lists whose sizes come to no more than `_BATCH_SIZE`."""
+def parts_of(sizes: Sequence[int], limit: int = _BATCH_SIZE) -> Iterator[list[int]]:
+    """Indexes of `sizes`, in order, in lists whose sizes come to no more than `limit`, but for a single larger one."""
     part: list[int] = []
     total = 0
     for index, size in enumerate(sizes):
         # A larger one is refused, and costs nothing.
         size = size if size <= MANIFEST_LIMIT else 0
-        if part and total + size > _BATCH_SIZE:
+        if part and total + size > limit:
             yield part
             part, total = [], 0
         part.append(index)

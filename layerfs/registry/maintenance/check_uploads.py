@@ -24,6 +24,7 @@ from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, new_hash, resu
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.look import BATCH, Look
 from layerfs.registry.paths import RepositoryDirectory, UploadDirectory
+from layerfs.registry.side_by_side import at_once_on, side_by_side
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339
 
 _STATE_MAGIC: Final = b"sha\x03"
@@ -136,7 +137,8 @@ async def being_finished(look: Look, names: Sequence[str]) -> set[Digest]:
     finishes it again links the blob.
     """
     digests: set[Digest] = set()
-    for name in names:
+
+    async def see(name: str) -> None:
         places = [
             UploadDirectory(name, entry.name)
             for entry in await look.list(RepositoryDirectory(name).uploads)
@@ -147,6 +149,8 @@ async def being_finished(look: Look, names: Sequence[str]) -> set[Digest]:
             digest = await _hashed_last(look, place) if isinstance(found, PathNotFound) else None
             if digest is not None:
                 digests.add(digest)
+
+    await side_by_side(see, names, at_once=at_once_on(look.driver))
     return digests
 
 

@@ -9,11 +9,12 @@ from typing import Final, TypeAlias
 import trio
 
 from layerfs.digest import HEX_LENGTHS, Digest
-from layerfs.driver.interface import Entries, Files, StorageDriver
+from layerfs.driver.interface import Entries, Entry, Files, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, LayerfsError, NotRegularFile, PathNotFound
 from layerfs.layername import LINK_DIRECTORIES, LayerName, layer_name_at
 from layerfs.registry.links import LINK_LIMIT, read_links
 from layerfs.registry.maintenance.faults import Fault, FaultKind
+from layerfs.registry.side_by_side import at_once_on
 
 #: Paths in one request.
 BATCH: Final = 512
@@ -33,24 +34,52 @@ Strays: TypeAlias = list[str]
 
 
 class Look:
-    """One look at a part of the storage. `faults` is what was found; `jobs` requests are made at a time."""
+    """One look at a part of the storage. `faults` is what was found; `jobs` directories are listed at a time.
+
+    On an object store there are more: what they take is not work, but waiting.
+    """
 
     def __init__(self, driver: StorageDriver, jobs: int) -> None:
         self.driver = driver
         self.faults: list[Fault] = []
         #: How many places could not be looked at.
         self.unreadables = 0
-        self._limiter = trio.CapacityLimiter(jobs)
+        self._limiter = trio.CapacityLimiter(max(jobs, at_once_on(driver)))
         # Directories that are no name's, among those that are.
         self._strays: Strays = []
+        # What is in and below directories that were listed as a whole, by directory.
+        self._listed: dict[str, dict[str, Entry]] = {}
+        self._wholes: tuple[str, ...] = ()
 
     def unreadable(self, fault: Fault, error: LayerfsError) -> None:
         """Notes that the place of `fault` cannot be looked at."""
         self.unreadables += 1
         self.faults.append(replace(fault, kind=FaultKind.UNREADABLE, detail=str(error)))
 
+    async def list_whole(self, path: str) -> None:
+        """Has `list` know all that is below a directory, where a request tells of a thousand files.
+
+        Where it cannot be done `list` asks for each directory, and so finds out which cannot be looked at.
+        """
+        if not self.driver.capabilities.listed_files:
+            return
+        try:
+            files = await self.driver.list_files(path)
+        except DriverError:
+            return
+        for info in files:
+            below = info.path
+            is_directory = False
+            while below != path:
+                directory, _, name = below.rpartition("/")
+                self._listed.setdefault(directory, {}).setdefault(name, Entry(name, is_directory))
+                below, is_directory = directory, True
+        self._wholes += (f"{path}/",)
+
     async def list(self, path: str) -> Entries:
         """What is in a directory, in order; nothing if there is none."""
+        if f"{path}/".startswith(self._wholes):
+            return sorted(self._listed.get(path, {}).values(), key=lambda entry: entry.name)
         try:
             entries = await self.driver.list(path)
         except (PathNotFound, NotRegularFile):

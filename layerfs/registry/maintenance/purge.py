@@ -12,6 +12,7 @@ two uploads that have the same id in two repositories. Here each is judged by it
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from layerfs.driver.interface import FileInfo, StorageDriver
 from layerfs.errors import ContentTooLarge, DriverError, NotRegularFile, PathNotFound
 from layerfs.registry.paths import REPOSITORIES, RepositoryDirectory, UploadDirectory
 from layerfs.registry.registry import Registry
+from layerfs.registry.side_by_side import at_once_on, side_by_side
 from layerfs.registry.times import STARTED_AT_LIMIT, parse_rfc3339, time_of
 
 #: What registries purge by default.
@@ -84,7 +86,8 @@ async def purge_uploads(
     on_kept: Callable[[KeptUpload], None] = _ignore,
     on_failed: Callable[[FailedUpload], None] | None = None,
 ) -> AsyncGenerator[PurgedUpload, None]:
-    """Deletes the uploads of all repositories that are older, and gives each after it is gone.
+    """Deletes the uploads of all repositories that are older, and gives each after it is gone; on object stores many go
+    at a time.
 
     A `dry_run` gives the same ones and changes nothing. `on_kept` is told of those that are old enough but being
     written, `on_failed` of those that cannot be looked at or deleted, and the others go nevertheless; without it the
@@ -95,13 +98,20 @@ async def purge_uploads(
     Raises `DriverError` if the storage as a whole cannot be looked at.
     """
     purge = _Purge(registry, older_than, now or datetime.now(UTC), on_kept, on_failed, dry_run=dry_run)
-    for name in await purge.repositories():
-        for uploads in await purge.batches(name):
-            for due in await purge.find_due(name, uploads):
-                # Looked at one by one, right before it goes: deleting those before it took its time.
-                purged = await purge.purge(due)
-                if purged is not None:
-                    yield purged
+    at_once = at_once_on(registry.driver)
+    names = await purge.repositories()
+    for first in range(0, len(names), at_once):
+        some = names[first : first + at_once]
+        listed = await side_by_side(purge.batches, some, at_once=at_once)
+        for name, uploads in [
+            (name, uploads) for name, batches in zip(some, listed, strict=True) for uploads in batches
+        ]:
+            due = await purge.find_due(name, uploads)
+            for start in range(0, len(due), at_once):
+                # Looked at right before it goes: deleting those before it took its time.
+                for purged in await side_by_side(purge.purge, due[start : start + at_once], at_once=at_once):
+                    if purged is not None:
+                        yield purged
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +226,8 @@ class _Purge:
 
 async def list_files(driver: StorageDriver, path: str) -> list[FileInfo]:
     """All files of an upload; the directory itself if there is none. Raises `PathNotFound` if it is gone."""
+    if driver.capabilities.listed_files:
+        return await _list_together(driver, path)
     files: list[FileInfo] = []
     waiting = [path]
     for _ in range(_DEPTH):
@@ -232,3 +244,19 @@ async def list_files(driver: StorageDriver, path: str) -> list[FileInfo]:
                 raise info
         waiting = below
     return files or [await driver.stat(path)]
+
+
+async def _list_together(driver: StorageDriver, path: str) -> list[FileInfo]:
+    """By one listing; and a look at the data, where what is still open is not listed as a file."""
+    try:
+        files = await driver.list_files(path)
+    except PathNotFound:
+        files = []
+    if not driver.capabilities.listed_uploads:
+        data = f"{path}/data"
+        with contextlib.suppress(PathNotFound, NotRegularFile):
+            found = await driver.stat(data)
+            files = [info for info in files if info.path != data] + [found] * (not found.is_directory)
+    if not files:
+        raise PathNotFound(path)
+    return files

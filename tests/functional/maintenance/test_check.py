@@ -704,11 +704,11 @@ async def test_a_repository_that_cannot_be_read_does_not_end_the_check(tree: Tre
 
 
 def refusing(driver: StorageDriver, refused: str) -> StorageDriver:
-    """The same storage, where one directory cannot be listed."""
+    """The same storage, where one directory cannot be listed, neither by itself nor with what it is in."""
     faulty = FaultyDriver(Disk(driver))
 
     async def refuse(what: str, path: str) -> None:
-        if what in ("list", "list_files") and path == refused:
+        if (what == "list" and path == refused) or (what == "list_files" and f"{refused}/".startswith(f"{path}/")):
             raise AccessDenied(path, "Permission denied")
 
     faulty.on_call = refuse

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import trio
@@ -15,7 +18,10 @@ from harness.swift import Swift
 from layerfs.digest import Digest
 from layerfs.driver.s3 import S3Driver
 from layerfs.errors import LayerfsError, PathNotFound
+from layerfs.manifest import OCI_IMAGE
 from layerfs.registry import Registry
+from layerfs.registry.maintenance import check, purge_uploads
+from layerfs.registry.paths import BlobData, LayerLink, ManifestRevisionLink, TagCurrentLink, TagIndexLink
 
 MEBIBYTE = 1 << 20
 DATA = "/docker/registry/v2/repositories/a/_uploads/{}/data"
@@ -329,3 +335,89 @@ async def test_tags_of_a_manifest_go_current_first(driver: S3Driver, proxied: S3
     with pytest.raises(LayerfsError):
         await Registry(proxied).repository("a").manifests.delete(one)
     assert sorted(path.split("/")[-4] for path in stored.paths()) == ["index"] * 20
+
+
+# --- a registry as a whole --------------------------------------------------------------------------------------------
+
+
+async def plant_repositories(driver: S3Driver, names: list[str], tags: int) -> Digest:
+    """Repositories with one manifest, which has so many tags in each; of the two layers one is its config."""
+    layers = [b"{}", b"layer"]
+    parts = [{"digest": str(digest_of(content)), "size": len(content)} for content in layers]
+    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_IMAGE, "config": parts[0], "layers": parts[1:]}).encode()
+    digests = [digest_of(each) for each in (*layers, content)]
+    for digest, stored_content in zip(digests, (*layers, content), strict=True):
+        await driver.put_content(BlobData(digest).path, stored_content)
+    manifest = digests[-1]
+    links: dict[Digest, list[str]] = {digest: [] for digest in digests}
+    for name in names:
+        for digest in digests[:-1]:
+            links[digest].append(LayerLink(name, digest).path)
+        links[manifest].append(ManifestRevisionLink(name, manifest).path)
+        for number in range(tags):
+            links[manifest] += [
+                TagCurrentLink(name, f"v{number}").path,
+                TagIndexLink(name, f"v{number}", manifest).path,
+            ]
+    for digest, paths in links.items():
+        await put_all(driver, paths, str(digest).encode())
+    return manifest
+
+
+async def test_the_catalog_costs_a_request_for_each_name(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy) -> None:
+    """Many side by side, though they come in order; none for what is in a repository."""
+    names = sorted(
+        f"team{team}/service{service}/image{image}" for team in range(3) for service in range(4) for image in (1, 2)
+    )
+    await put_all(driver, [f"/docker/registry/v2/repositories/{name}/_layers/sha256/link" for name in names])
+    proxy.latency = 0.03
+    assert [name async for name in Registry(proxied).catalog()] == names
+    assert proxy.counts == {"ListObjectsV2": 1 + 3 + 12 + 24}
+    assert proxy.most_at_once >= 8
+    assert not [seen for seen in proxy.seen if "_layers" in seen.target]
+    proxy.forget()
+    assert [name async for name in Registry(proxied).catalog(last=names[-2])] == names[-1:]
+    assert proxy.counts == {"ListObjectsV2": 5}
+
+
+async def test_checking_costs_no_more_listings_for_more_tags(
+    driver: S3Driver, drivers: Drivers, proxy: S3Proxy
+) -> None:
+    """A repository is listed by pages; each link is a request, and each blob. Several are looked at side by side."""
+    counts = []
+    for tags in (1, 30):
+        await plant_repositories(driver, ["a", "b", "c/d"], tags)
+        proxy.forget()
+        proxy.latency = 0.03
+        assert [fault async for fault in check(Registry(drivers(endpoint_url=proxy.url)), settle=0.0)] == []
+        proxy.latency = 0.0
+        counts.append(proxy.counts)
+        assert proxy.most_at_once >= 3
+    assert counts[0]["ListObjectsV2"] == counts[1]["ListObjectsV2"]
+    # Of each repository: two layers, the revision, the manifest, and two links of each tag.
+    assert [each["GetObject"] for each in counts] == [3 * (4 + 2), 3 * (4 + 60)]
+
+
+async def test_old_uploads_are_found_with_few_requests(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy) -> None:
+    """Four for each, many side by side: when it began, one listing of it, and the data, whose parts are listed."""
+    count = 20
+    for number in range(count):
+        path = f"{REPOSITORY}/_uploads/{uuid.UUID(int=number)}"
+        await driver.put_content(f"{path}/startedat", b"2020-01-01T00:00:00Z")
+        await driver.put_content(f"{path}/hashstates/sha256/0", b"state")
+        writer = await driver.writer(f"{path}/data", append=False)
+        await writer.write([b"data"])
+        await writer.flush()
+        await writer.close()
+    proxy.forget()
+    proxy.latency = 0.03
+    later = datetime.now(UTC) + timedelta(days=30)
+    found = [upload async for upload in purge_uploads(Registry(proxied), dry_run=True, now=later)]
+    assert [(upload.upload, upload.size) for upload in found] == [(str(uuid.UUID(int=n)), 4) for n in range(count)]
+    assert proxy.counts == {
+        "GetObject": count,
+        "ListObjectsV2": count + 4,
+        "ListMultipartUploads": count + 1,
+        "ListParts": count,
+    }
+    assert proxy.most_at_once >= 16
