@@ -75,7 +75,7 @@ class Copies:
         return copied if copied.etag and copied.modified_at else None
 
     async def copy_into_upload(self, path: str, found: StoredObject, size: int) -> tuple[str, list[Part]]:
-        """Makes the first `size` bytes of an object the parts of a new upload at its path; returns the id and the parts.
+        """Makes the first `size` bytes of an object the parts of a new upload at its path; returns its id and them.
 
         Raises `ContentChanged` as `copy` does. Who tries again after a failure goes on with what there is.
         """

@@ -99,6 +99,12 @@ class LeftUploads:
         left = self._written.get(path)
         return left is not None and left.is_quiet and left == _Left(state.upload_id, state.version)
 
+    def _disturb(self, path: str) -> None:
+        """It is going to be completed. If that fails the request can come late, and leaves out what is stored then."""
+        left = self._written.get(path)
+        if left is not None:
+            self._written[path] = replace(left, is_quiet=False)
+
     async def find(self, path: str) -> StoredUpload | None:
         """An upload that this process has written before, if it is still open: found by one request, not two."""
         left = self._written.get(path)
@@ -142,6 +148,7 @@ class LeftUploads:
         return await self._bucket.get_range(path, offset, length, size=found.size, etag=found.etag)
 
     async def _read_repacked(self, upload: S3Upload, offset: int, length: int) -> bytes:
+        self._disturb(upload.path)
         content = await upload.read(offset, length)
         if upload.path in self._written:
             self.remember(upload)
@@ -198,10 +205,7 @@ class LeftUploads:
         return await self._seal_parts(path, state)
 
     async def _seal_parts(self, path: str, state: StoredUpload) -> tuple[StoredObject, S3Version]:
-        left = self._written.get(path)
-        if left is not None:
-            # Should it fail: a request to complete it can come late too, and leaves out what is stored by then.
-            self._written[path] = replace(left, is_quiet=False)
+        self._disturb(path)
         found = await complete(self._bucket, path, state)
         version = state.version
         if "-" in version.etag and found.etag != version.etag:
@@ -212,6 +216,7 @@ class LeftUploads:
 
     async def _without_stray(self, path: str, state: StoredUpload) -> StoredUpload:
         """Leaves out what comes after a gap."""
+        self._disturb(path)
         await S3Upload(self._bucket, self._copies, path, state).repack()
         again = await find_upload(self._bucket, path, look_at_object=True)
         if again is None or again.stray or again.size != state.size:

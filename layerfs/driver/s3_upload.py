@@ -4,13 +4,16 @@ What is written becomes parts. Full ones are stored in the background, a few at 
 is kept in memory, and stored by `flush` as a short last part, whose place the full one takes later. Nothing about an
 upload is stored anywhere else: who goes on with it asks the store for its parts.
 
-S3 has two rules that make this harder:
+S3 has three rules that make this harder:
 
 * Every part but the last must have 5 MiB. Whoever goes on after a shorter last part must *repack*: complete the
   upload, so that an object appears, begin a new one, and have the object copied into it. The object stays, as the
   beginning of what the upload holds. A crash in the middle leaves an object that is longer than the parts: then the
   object counts.
 * The parts of an open upload cannot be read. Whoever wants to read one that is not in memory must repack too.
+* A part is stored on no condition, and a request that was given up, or made again, can come late. So a number under
+  which something may still be stored is used for nothing else (an upload is *quiet* if there is none): whoever wants to
+  append must repack, because what was on its way to the old upload then finds it gone.
 
 What comes after a gap in the parts does not count, and repacking leaves it out. How what the store has is found and
 added up: `s3_stored_upload`.
@@ -87,6 +90,8 @@ class S3Upload(WrittenUpload):
         # Whether every part is one that was stored here, or was listed when this began.
         self._is_known = True
         self._is_quiet = is_quiet
+        # Whether the store was asked to complete it, and has not answered.
+        self._is_completing = False
 
     @property
     def size(self) -> int:
@@ -328,15 +333,23 @@ class S3Upload(WrittenUpload):
     async def _repack(self) -> None:
         """What counts becomes the beginning of a new upload, to which anything can be appended."""
         with self._failing_for_good():
-            self._object = await self._gather_in_object()
+            try:
+                self._object = await self._gather_in_object()
+            except UploadGone as error:
+                await self._carry_on(error)
+                return
             counts = self._state.size
             unstored = bytes(self._unstored)
             self._is_object, self._upload_id = True, None
             await self._take_in(self._object, counts)
-            for upload_id in self._others:
-                await self._bucket.abort_upload(self.path, upload_id)
-            self._others = ()
+            await self._drop_others()
             await super()._take(memoryview(unstored))
+
+    async def _drop_others(self) -> None:
+        """Aborts what else was open when this began: an upload that was begun twice has an empty one beside it."""
+        for upload_id in self._others:
+            await self._bucket.abort_upload(self.path, upload_id)
+        self._others = ()
 
     async def _gather_in_object(self) -> StoredObject:
         """What counts, as an object. A part that comes in between, late, is noticed by the store or here."""
@@ -359,7 +372,9 @@ class S3Upload(WrittenUpload):
         try:
             again = await known_upload(self._bucket, self.path, self._upload_id)
         except UploadGone:
-            # It may have been completed here, and nobody was told: that is found out by completing it.
+            if not self._is_completing:
+                raise
+            # Whether it was completed by that is found out by asking again.
             return
         count = len(self._parts)
         tail = again.parts[count:]
@@ -388,6 +403,8 @@ class S3Upload(WrittenUpload):
             if state.upload_id is not None and not self._copies.is_unfinished(self.path, state.upload_id):
                 await self._bucket.abort_upload(self.path, state.upload_id)
             return state.found
+        # Should there be no answer the request can come late, and leaves out what is stored by then.
+        self._is_quiet, self._is_completing = False, True
         try:
             return await complete(self._bucket, self.path, state)
         except UploadGone:
@@ -419,4 +436,5 @@ class S3Upload(WrittenUpload):
             self._object = None
         self._parts, self._stray, self._is_object = parts, (), False
         self._is_quiet = tail_part is None or not tail_part.may_come_again
+        self._is_completing = False
         self._tail, self._tail_part = self._gathering(tail), tail_part

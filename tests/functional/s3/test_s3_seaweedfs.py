@@ -41,6 +41,38 @@ async def test_a_part_that_comes_late(drivers: Drivers, stored, payload: Payload
     assert stored.content(BLOB) == content
 
 
+@pytest.mark.parametrize("is_open", [True, False], ids=["being written", "left"])
+async def test_a_request_to_complete_that_comes_late(
+    drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, is_open: bool
+) -> None:
+    """It was made for a reader who gave up. Like AWS it leaves out what is stored by then and not named: so there is no
+    such upload any more when more is stored."""
+    content = payload(PART + 2000)
+    driver = drivers(endpoint_url=proxy.url, part_size=PART)
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([content[:PART]])
+    await writer.flush()
+    if not is_open:
+        await writer.close()
+    reader = await driver.open(DATA)
+    late = proxy.fail("put_off_in_silence", "CompleteMultipartUpload")
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader.read, 0, 1000)
+            while not late.met:
+                await trio.sleep(0.01)  # polling interval
+            nursery.cancel_scope.cancel()
+    if not is_open:
+        writer = await driver.writer(DATA, append=True)
+    await writer.write([content[PART:]])
+    await writer.flush()
+    await trio.to_thread.run_sync(late.deliver)
+    await writer.close()
+    assert (await drivers().stat(DATA)).size == len(content)
+    await published(driver)
+    assert stored.content(BLOB) == content
+
+
 async def test_a_part_that_is_not_listed_for_a_moment(
     drivers: Drivers, proxy: S3Proxy, stored, payload: Payload
 ) -> None:
