@@ -223,12 +223,16 @@ def _stale_mounts() -> Iterator[Finding]:
 _EXTRAS: Final[Mapping[str, str]] = {
     "azure": "storage on Azure",
     "gcs": "storage on Google Cloud",
+    "http": "storage on a web server",
     "journal": "fields in systemd's journal",
     "metrics": "metrics for Prometheus",
     "redis": "a cache that registries share",
     "s3": "storage on S3",
     "schema1": "manifests of before 2016",
+    "sftp": "storage on a server by SSH",
+    "smb": "storage on a Windows share",
     "urls": "rules for the urls of layers",
+    "webdav": "storage on a WebDAV server",
 }
 
 

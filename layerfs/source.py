@@ -194,12 +194,17 @@ def _advice(source: Source, error: LayerfsError, *, verb: str, may_create: bool)
             return ". It is not a directory: name the root directory of a registry's storage"
         case PathNotFound():
             return ". Check the name" + (", or begin an empty registry there with --create" if may_create else "")
-        case AccessDenied() if local_path(source) is None:
+        case AccessDenied() if not _is_on_this_machine(source):
             return ". Check the credentials, and what they permit"
         case AccessDenied():
             return f". {verb.capitalize()} as a user who may use it, such as the one that the registry runs as"
         case _:
             return ""
+
+
+def _is_on_this_machine(source: Source) -> bool:
+    archive = _archive(source)
+    return local_path(source if archive is None else archive.target) is not None
 
 
 #: How files are called that may be backups, by what their source is to be written with.

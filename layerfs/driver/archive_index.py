@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import errno
 import stat
 import struct
 import tarfile
@@ -133,7 +134,8 @@ class BoundedFile:
     def seek(self, offset: int, whence: int = 0) -> int:
         base = {0: 0, 1: self._position, 2: self._size or 0}[whence]
         if base + offset < 0:
-            raise InvalidArchive("a header leads to before its beginning")
+            # zipfile looks for a zip64 trailer before the beginning of the smallest archives, and expects this.
+            raise OSError(errno.EINVAL, "a header leads to before the beginning")
         self._position = base + offset
         return self._position
 
@@ -153,7 +155,7 @@ def index_zip(read_at: ReadAt, size: int) -> Index:
     try:
         with zipfile.ZipFile(cast(BinaryIO, file)) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, LookupError, UnicodeError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, LookupError, OSError, ValueError, struct.error) as error:
         raise InvalidArchive(f"{error}") from error
     index = Index()
     for entry in entries:
@@ -212,7 +214,7 @@ def index_tar(read_at: ReadAt, size: int | None, *, keep_small: bool, warn: Call
             for entry in _entries(archive):
                 _add_tar_entry(index, entry, file if keep_small else None)
             end = archive.offset
-    except (tarfile.TarError, EOFError, LookupError, UnicodeError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, LookupError, OSError, ValueError, OverflowError) as error:
         raise InvalidArchive(f"{error}") from error
     # tarfile takes what is no header for the end, and so would leave out all that comes after it.
     block = read_at(end, _TAR_BLOCK)

@@ -289,6 +289,19 @@ async def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
         await open_driver(f"tar::{archive}").list("/")
 
 
+@pytest.mark.parametrize("files", [[], ["a"]])
+async def test_the_smallest_archives(files: list[str], tmp_path: Path) -> None:
+    """Are archives."""
+    with zipfile.ZipFile(tmp_path / "x", "w") as packed_zip:
+        for name in files:
+            packed_zip.writestr(name, b"")
+    with tarfile.open(tmp_path / "y", "w") as packed_tar:
+        for name in files:
+            packed_tar.addfile(tarfile.TarInfo(name))
+    for source in (f"zip::{tmp_path}/x", f"tar::{tmp_path}/y"):
+        assert [entry.name for entry in await open_driver(source).list("/")] == files
+
+
 async def test_what_cannot_be_read_in_parts(tree: Path, tmp_path: Path) -> None:
     """Of a zip that some of its files are, of others all of them; the line says what to do."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
@@ -415,6 +428,16 @@ def test_what_is_wrong_is_one_line(source: str, words: str, backup: Path) -> Non
     assert done.stderr.count("\n") == 1
     assert words.format(backup) in done.stderr
     assert "swordfish" not in done.stderr
+
+
+def test_an_archive_that_this_user_may_not_read(backup: Path) -> None:
+    """Root may read everything, so somebody else tries."""
+    (backup / "private.tar").write_bytes((backup / "deep.tar").read_bytes())
+    (backup / "private.tar").chmod(0o600)
+    for directory in [backup, *backup.parents[:2]]:
+        directory.chmod(0o755)
+    done = run(COMMAND, "ls", f"tar::{backup}/private.tar", check=False, user=65534)
+    assert "private.tar': Permission denied. Read as a user who may use it" in done.stderr
 
 
 def test_times_by_no_clock_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
