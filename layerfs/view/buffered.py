@@ -29,6 +29,8 @@ class BufferedHandle(Handle):
     """Writes into memory, and hands all of it to `put` when a descriptor is closed; what that raises, `close` reports.
 
     `limit` is in bytes. `content` is what it begins with, as when a file is opened without being emptied.
+    After something beyond the limit was refused, nothing is handed on before the file is cut to nothing: what came
+    before may be a manifest itself (JSON may end in any number of blanks), and the writer was told that it failed.
     """
 
     direct = True
@@ -39,6 +41,7 @@ class BufferedHandle(Handle):
         self._limit = limit
         self._content = bytearray(content)
         self._changed = False
+        self._too_large = False
 
     @property
     def size(self) -> int:
@@ -61,8 +64,12 @@ class BufferedHandle(Handle):
         self._check_size(size)
         self._content[size:] = bytes(max(0, size - self.size))
         self._changed = True
+        if size == 0:
+            self._too_large = False
 
     async def flush(self) -> None:
+        if self._too_large:
+            raise ManifestTooLarge(self._limit)
         # A shell's `>` is flushed before the first write: nothing is no content.
         if self._changed and self._content:
             await self._put(bytes(self._content))
@@ -73,6 +80,7 @@ class BufferedHandle(Handle):
 
     def _check_size(self, size: int) -> None:
         if size > self._limit:
+            self._too_large = True
             raise ManifestTooLarge(self._limit)
 
 

@@ -296,6 +296,27 @@ def test_a_manifest_that_is_too_large(repository: TaggedRepository, file: Path) 
     os.unlink(repository.upload("m.json"))
 
 
+@pytest.mark.parametrize("place", ["tag", "digest"])
+def test_the_beginning_of_a_manifest_that_is_too_large(repository: TaggedRepository, file: Path, place: str) -> None:
+    """Nothing is put, though what came before the refused write is a manifest itself; once emptied the file counts."""
+    content = repository.image()
+    beginning = content + b"\n" * (LIMIT - len(content))
+    file.write_bytes(beginning + b"\n")
+    name = repository.tag("large") if place == "tag" else repository.manifest(digest_of(beginning))
+    with repository.unchanged(), repository.mount.refuses("EFBIG"):
+        assert "File too large" in run("cp", file, name, check=False).stderr
+    with repository.unchanged(), opened(name, os.O_WRONLY | os.O_CREAT) as fd:
+        write_all(fd, beginning)
+        with repository.mount.refused(errno.EFBIG):
+            os.write(fd, b"\n")
+        with repository.mount.refused(errno.EFBIG):
+            os.close(os.dup(fd))
+        os.ftruncate(fd, 0)
+    with opened(name, os.O_WRONLY | os.O_CREAT) as fd:
+        write_all(fd, beginning)
+    repository.assert_put(beginning)
+
+
 @pytest.mark.parametrize(
     "change",
     [
