@@ -81,6 +81,7 @@ class UploadFile(Node):
         try:
             return await open_upload(self._uploads, self.repository, self.uuid, self.file_name, flags)
         except LayerUploadUnknown as error:
+            # Here too: of an upload that is live it is its writer that finds it gone, and nobody has asked storage.
             self._uploads.state.upload_listings.removed(self.repository, self.uuid)
             # It was looked up in what was remembered, so whoever wants to create it was told that it is there.
             raise StaleName(f"{self.path} was removed, or finished, since it was looked up") from error

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from harness.faulty_driver import Disk, Fault, FaultyDriver, InjectedFailure
 from harness.shown import File, InProcess, blob, opened
 from harness.storage import digest_of
 
+from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
 from layerfs.driver.local import LocalDriver
 from layerfs.driver.memory import MemoryDriver
@@ -540,6 +542,26 @@ async def test_an_idle_upload_has_nothing_open(nursery: trio.Nursery, tmp_path: 
     links = [os.readlink(descriptor) for descriptor in descriptors if os.path.lexists(descriptor)]
     assert not [link for link in links if link.startswith(f"{tmp_path}/") and "/_uploads" in link]
     await local.close()
+
+
+@pytest.mark.parametrize("is_far", [False, True], ids=["near", "far"])
+async def test_opening_what_another_node_has_finished(
+    driver: FaultyDriver, nursery: trio.Nursery, is_far: bool
+) -> None:
+    """Its name is free for whoever was just writing it here, and looks it up again when he is told so."""
+    driver.capabilities = replace(driver.capabilities, listed_files=is_far)
+    registry = await Registry.open(driver, create=True)
+    await registry.create_repository("a")
+    shown = InProcess(Tree(registry, TreeOptions(metadata_ttl=3600.0), nursery), driver, "a")
+    async with opened(await shown.open(shown.upload("x"), os.O_WRONLY | os.O_CREAT)) as file:
+        await file.write(CONTENT)
+    await trio.testing.wait_all_tasks_blocked()
+    elsewhere = Registry(driver.disk.driver).repository("a").layers
+    (found,) = await elsewhere.uploads()
+    await (await elsewhere.resume(found.uuid)).finish(Digest.parse(DIGEST))
+    async with opened(await shown.open(shown.upload("x"), os.O_RDWR | os.O_CREAT)) as file:
+        assert await file.read() == b""
+    assert [upload.uuid for upload in await elsewhere.uploads()] != [found.uuid]
 
 
 async def test_a_reader_after_its_writer_has_failed(shown: InProcess, driver: FaultyDriver) -> None:
