@@ -42,6 +42,7 @@ from layerfs.manifest import (
 )
 from layerfs.reference import Reference
 from layerfs.registry import Layer, LayerInfo, ManifestInfo, Registry, Repository
+from layerfs.registry.side_by_side import side_by_side
 from layerfs.strictjson import parse_json
 from layerfs.tarsum import TarSumDigest
 
@@ -299,20 +300,30 @@ class Image:
 
 async def list_parts(repository: Repository, manifest: Manifest) -> list[Part]:
     """What a manifest refers to: config, then layers; or the manifests of an index. Raises `InvalidManifest`."""
+    if is_index(manifest):
+        return await _children(repository, manifest, manifest.parse().descriptors)
+
+    async def find(part: Part) -> Part:
+        info = await _layer_or_none(repository, part.digest)
+        return replace(part, stored_size=info.blob.size if info else None)
+
+    return await side_by_side(find, name_parts(manifest), at_once=repository.at_once)
+
+
+def is_index(manifest: Manifest) -> bool:
+    """Whether it refers to manifests. Raises `InvalidManifest`."""
+    return manifest.parse().manifest.media_type in _INDEXES
+
+
+def name_parts(manifest: Manifest) -> list[Part]:
+    """The config and the layers of an image, wherever they are. Raises `InvalidManifest`."""
     parsed = manifest.parse()
-    kind = parsed.manifest.media_type
-    if kind in _INDEXES:
-        return await _children(repository, manifest, parsed.descriptors)
+    has_config = parsed.manifest.media_type not in _SCHEMA1
     kinds = ["layer"] * len(parsed.entries)
-    if kind not in _SCHEMA1:
+    if has_config:
         kinds[0] = "config"
-    parts = []
-    for name, entry in zip(kinds, parsed.entries, strict=True):
-        part = _part(name, entry, has_size=kind not in _SCHEMA1)
-        if part is not None:
-            info = await _layer_or_none(repository, part.digest)
-            parts.append(replace(part, stored_size=info.blob.size if info else None))
-    return parts
+    parts = [_part(kind, entry, has_size=has_config) for kind, entry in zip(kinds, parsed.entries, strict=True)]
+    return [part for part in parts if part is not None]
 
 
 def _part(kind: str, entry: Entry, *, has_size: bool) -> Part | None:

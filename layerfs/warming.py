@@ -15,11 +15,12 @@ import trio
 from layerfs.digest import Digest
 from layerfs.errors import LayerfsError, LayerUnknown, LinkInvalid, ManifestUnknown
 from layerfs.layername import LayerName
-from layerfs.reading import Part, find_manifest, find_name, find_repository, list_parts
+from layerfs.reading import find_manifest, find_name, find_repository, is_index, list_parts, name_parts
 from layerfs.reference import Reference
 from layerfs.registry import BlobInfo, Registry, Repository
 from layerfs.registry.content_cache import ContentCache
 from layerfs.registry.content_file import file_size
+from layerfs.registry.side_by_side import side_by_side
 from layerfs.view.contents import Contents, Filling
 from layerfs.view.readahead import PartPool
 
@@ -61,52 +62,61 @@ async def find_wanted(registry: Registry, references: Sequence[Reference]) -> li
     for reference in references:
         repository = await find_repository(registry, reference.repository)
         if reference.is_repository:
-            names: list[LayerName] = [tag.digest for tag in await repository.tags.list()]
+            tags = await repository.tags.list()
+            names: list[LayerName] = list(dict.fromkeys(tag.digest for tag in tags))
         else:
             names = [await find_name(repository, reference)]
-        for name in names:
-            await _follow(repository, name, found)
+        following = _Following(repository)
+        for each in await side_by_side(following.follow, names, at_once=repository.at_once):
+            found |= {digest: wanted for digest, wanted in each.items() if digest not in found}
     return list(found.values())
 
 
-async def _follow(repository: Repository, name: LayerName, found: dict[LayerName, Wanted]) -> None:
-    """Adds what `name` is and leads to. Indexes lead to manifests, those to layers: what is found is not followed."""
-    if name in found:
-        return
-    if not isinstance(name, Digest) or not await repository.manifests.exists(name):
-        found[name] = await _layer(repository, name)
-        if found[name].blob is None:
-            # Only what nobody has needs to be looked for under other names.
-            await find_manifest(repository, name)
-        return
-    manifest = await find_manifest(repository, name)
-    found[name] = await _manifest(repository, name)
-    for part in await list_parts(repository, manifest):
-        if part.kind == "manifest":
-            await _follow_child(repository, part, found)
-        elif part.digest not in found:
-            found[part.digest] = await _layer(repository, part.digest)
+class _Following:
+    """Finds what the images of a repository consist of; what several of them have is looked for once."""
 
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._layers: dict[LayerName, Wanted] = {}
+        self._followed: set[LayerName] = set()
 
-async def _follow_child(repository: Repository, part: Part, found: dict[LayerName, Wanted]) -> None:
-    if part.stored_size is None:
-        # An index may name manifests of platforms that nobody has pushed.
-        return
-    await _follow(repository, part.digest, found)
+    async def follow(self, name: LayerName) -> dict[LayerName, Wanted]:
+        """What `name` is, and what it leads to; nothing if it is being followed already.
 
+        Indexes lead to manifests, those to layers, which lead nowhere.
+        """
+        if name in self._followed:
+            return {}
+        self._followed.add(name)
+        manifests = self._repository.manifests
+        (info,) = await manifests.stat_many([name]) if isinstance(name, Digest) else [None]
+        if info is None or isinstance(info, ManifestUnknown):
+            wanted = await self._layer(name)
+            if wanted.blob is None:
+                # Only what nobody has needs to be looked for under other names.
+                await find_manifest(self._repository, name)
+            return {name: wanted}
+        if isinstance(info, LayerfsError):
+            raise info
+        manifest = await find_manifest(self._repository, name)
+        found = {name: Wanted(name, BlobInfo(info.digest, info.size, info.stored_at))}
+        if not is_index(manifest):
+            layers = [part.digest for part in name_parts(manifest)]
+            wanted_layers = await side_by_side(self._layer, layers, at_once=self._repository.at_once)
+            return found | dict(zip(layers, wanted_layers, strict=True))
+        for part in await list_parts(self._repository, manifest):
+            # An index may name manifests of platforms that nobody has pushed.
+            if part.stored_size is not None:
+                found |= await self.follow(part.digest)
+        return found
 
-async def _manifest(repository: Repository, digest: Digest) -> Wanted:
-    (info,) = await repository.manifests.stat_many([digest])
-    if isinstance(info, LayerfsError):
-        return Wanted(digest, error=info)
-    return Wanted(digest, BlobInfo(info.digest, info.size, info.stored_at))
-
-
-async def _layer(repository: Repository, name: LayerName) -> Wanted:
-    try:
-        return Wanted(name, (await repository.layers.stat(name)).blob)
-    except (LayerUnknown, LinkInvalid, ManifestUnknown) as error:
-        return Wanted(name, error=error)
+    async def _layer(self, name: LayerName) -> Wanted:
+        if name not in self._layers:
+            try:
+                self._layers[name] = Wanted(name, (await self._repository.layers.stat(name)).blob)
+            except (LayerUnknown, LinkInvalid, ManifestUnknown) as error:
+                self._layers[name] = Wanted(name, error=error)
+        return self._layers[name]
 
 
 async def warm(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Final, Self, TypeAlias
 
-from layerfs.digest import Digest
+from layerfs.digest import CANONICAL, Digest
 from layerfs.driver.interface import FileReader, StorageDriver
 from layerfs.errors import (
     BlobUnknown,
@@ -31,6 +31,9 @@ from layerfs.registry.paths import LayerLink, RepositoryDirectory
 from layerfs.registry.repositories import link_layer, make_repository
 from layerfs.registry.upload_info import FoundUploads, ListedUpload, ListedUploads, UploadInfo, Uploads
 from layerfs.registry.uploads import UploadStore
+
+#: Where links by other names than the canonical one are.
+_ALIAS_DIRECTORIES: Final = tuple(parent for parent in LINK_DIRECTORIES if parent != CANONICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,12 +266,12 @@ class LayerService:
             if isinstance(digest, Digest):
                 await self._blobs.forget(digest, repository=self.name)
 
-    async def _linked(self) -> LayerNames:
-        """The names that have a directory under `_layers`, whatever is in it."""
+    async def _linked(self, parents: Sequence[str] = LINK_DIRECTORIES) -> LayerNames:
+        """The names that have a directory under `_layers`, whatever is in it; only those in some directories there."""
         directory = RepositoryDirectory(self.name).layers
         there = await self._names_in(directory)
         linked: LayerNames = []
-        for parent in LINK_DIRECTORIES:
+        for parent in parents:
             # Few repositories have any but the first: asking for each would cost more than to look.
             if parent.partition("/")[0] in there:
                 names = [layer_name_at(f"{parent}/{name}") for name in await self._names_in(f"{directory}/{parent}")]
@@ -284,7 +287,8 @@ class LayerService:
     async def _aliases_of(self, digest: LayerName) -> LayerNames:
         if not digest.is_canonical:
             return []
-        aliases = [linked for linked in await self._linked() if not linked.is_canonical]
+        # Not those in the directory of canonical links, of which there may be thousands, for each that is deleted.
+        aliases = [linked for linked in await self._linked(_ALIAS_DIRECTORIES) if not linked.is_canonical]
         links = await read_links(self._driver, [LayerLink(self.name, alias).path for alias in aliases])
         return [alias for alias, link in zip(aliases, links, strict=True) if link == digest]
 

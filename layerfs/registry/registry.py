@@ -60,8 +60,12 @@ class Listing:
 class Repository:
     """One repository by name; it need not exist yet."""
 
-    def __init__(self, name: str, layers: LayerService, manifests: ManifestService, tags: TagService) -> None:
+    def __init__(
+        self, name: str, layers: LayerService, manifests: ManifestService, tags: TagService, *, at_once: int = 1
+    ) -> None:
         self.name = name
+        #: How many layers or manifests of it are to be looked at at a time.
+        self.at_once = at_once
         self.layers = layers
         self.manifests = manifests
         self.tags = tags
@@ -140,7 +144,8 @@ class Registry:
             limiter=self._limiter,
             urls=self._urls,
         )
-        return Repository(name, LayerService(name, self.driver, self.blobs, self.uploads), manifests, tags)
+        layers = LayerService(name, self.driver, self.blobs, self.uploads)
+        return Repository(name, layers, manifests, tags, at_once=at_once_on(self.driver))
 
     async def has_directory(self, name: str) -> bool:
         """Whether `name` is a repository or the beginning of one's name; even without any, where directories exist."""

@@ -19,9 +19,11 @@ from layerfs.digest import Digest
 from layerfs.driver.s3 import S3Driver
 from layerfs.errors import LayerfsError, PathNotFound
 from layerfs.manifest import OCI_IMAGE
+from layerfs.reference import Reference
 from layerfs.registry import Registry
 from layerfs.registry.maintenance import check, purge_uploads
 from layerfs.registry.paths import BlobData, LayerLink, ManifestRevisionLink, TagCurrentLink, TagIndexLink
+from layerfs.warming import find_wanted
 
 MEBIBYTE = 1 << 20
 DATA = "/docker/registry/v2/repositories/a/_uploads/{}/data"
@@ -340,11 +342,16 @@ async def test_tags_of_a_manifest_go_current_first(driver: S3Driver, proxied: S3
 # --- a registry as a whole --------------------------------------------------------------------------------------------
 
 
+def image_of(config: bytes, layers: list[bytes]) -> bytes:
+    """The manifest of an image."""
+    parts = [{"digest": str(digest_of(content)), "size": len(content)} for content in (config, *layers)]
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_IMAGE, "config": parts[0], "layers": parts[1:]}).encode()
+
+
 async def plant_repositories(driver: S3Driver, names: list[str], tags: int) -> Digest:
     """Repositories with one manifest, which has so many tags in each; of the two layers one is its config."""
     layers = [b"{}", b"layer"]
-    parts = [{"digest": str(digest_of(content)), "size": len(content)} for content in layers]
-    content = json.dumps({"schemaVersion": 2, "mediaType": OCI_IMAGE, "config": parts[0], "layers": parts[1:]}).encode()
+    content = image_of(layers[0], layers[1:])
     digests = [digest_of(each) for each in (*layers, content)]
     for digest, stored_content in zip(digests, (*layers, content), strict=True):
         await driver.put_content(BlobData(digest).path, stored_content)
@@ -421,3 +428,41 @@ async def test_old_uploads_are_found_with_few_requests(driver: S3Driver, proxied
         "ListParts": count,
     }
     assert proxy.most_at_once >= 16
+
+
+async def test_what_images_need_is_looked_for_once(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy) -> None:
+    """A tag costs a request, a manifest four and a layer two, whoever has it; side by side."""
+    count = 12
+    config = b"{}"
+    contents = [image_of(config, [f"layer {number}".encode()]) for number in range(count)]
+    for content in [config, *contents, *(f"layer {number}".encode() for number in range(count))]:
+        await driver.put_content(BlobData(digest_of(content)).path, content)
+        for link in (LayerLink, ManifestRevisionLink):
+            await driver.put_content(link("a", digest_of(content)).path, str(digest_of(content)).encode())
+    for number, content in enumerate(contents):
+        for tag in (f"v{number}", f"also-v{number}"):
+            await driver.put_content(TagCurrentLink("a", tag).path, str(digest_of(content)).encode())
+    proxy.forget()
+    proxy.latency = 0.03
+    wanted = await find_wanted(Registry(proxied), [Reference.parse("a")])
+    digests = [str(digest_of(content)) for content in contents]
+    assert sorted(str(each.digest) for each in wanted if str(each.digest) in digests) == sorted(digests)
+    assert len(wanted) == 2 * count + 1
+    assert not [each for each in wanted if each.blob is None]
+    counts = proxy.counts
+    assert counts["ListObjectsV2"] == 2
+    # The config, which all of them have, may be asked for by each before the first answer is there.
+    assert 6 * count < counts["GetObject"] <= 7 * count
+    assert proxy.most_at_once >= count
+
+
+async def test_deleting_a_layer_does_not_list_the_others(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy) -> None:
+    """Only links by other names are looked for."""
+    digests = [digest_of(str(number).encode()) for number in range(30)]
+    await put_all(driver, [LayerLink("a", digest).path for digest in digests])
+    proxy.forget()
+    await Registry(proxied).repository("a").layers.delete(digests[0])
+    assert proxy.counts == {"ListObjectsV2": 2, "DeleteObject": 1}
+    assert not [
+        seen for seen in proxy.seen if seen.operation == "ListObjectsV2" and "_layers%2Fsha256%2F&" in seen.target
+    ]
