@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import os
 import shutil
 import socket
@@ -35,6 +36,14 @@ START_LIMIT: Final = 60
 #: Where scripts/setup --test puts it.
 _INSTALLED: Final = Path(__file__).parents[2] / ".venv/azurite/node_modules/azurite/dist/src/blob/main.js"
 
+#: Every ten minutes it looks for content that no blob has any more, and answers nobody meanwhile: after ten thousand
+#: writes for more than a minute. So it is told to wait as long as Node.js can, 25 days.
+_COLLECTS_NO_GARBAGE: Final = """\
+const constants = require({constants});
+if (!constants.DEFAULT_GC_INTERVAL_MS) throw Error("this version has another name for when it collects garbage");
+constants.DEFAULT_GC_INTERVAL_MS = 2 ** 31 - 1;
+"""
+
 
 class Azurite:
     """The emulator's blob service, with one account and one container."""
@@ -49,13 +58,16 @@ class Azurite:
         if certificate is not None:
             # It reads a source that is signed for as anybody does, from itself.
             environment["NODE_EXTRA_CA_CERTS"] = str(certificate[0])
+        constants = json.dumps(str(_INSTALLED.parent / "utils/constants.js"))
+        changes = self.directory / "changes.js"
+        changes.write_text(_COLLECTS_NO_GARBAGE.format(constants=constants))
         with (self.directory / "out").open("wb") as out:
             self._process = subprocess.Popen(
                 [
                     # Also when the tests are killed nothing of it stays.
-                    *("setpriv", "--pdeathsig", "KILL", "node", str(_INSTALLED)),
+                    *("setpriv", "--pdeathsig", "KILL", "node", "--require", str(changes), str(_INSTALLED)),
                     *("--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
-                    *("--inMemoryPersistence", "--extentMemoryLimit", "2048"),
+                    *("--inMemoryPersistence", "--extentMemoryLimit", "8192"),
                     *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
                     *self._secured(),
                 ],
