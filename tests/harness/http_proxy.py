@@ -74,10 +74,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def reset(self) -> None:
-        """Closes the connection so that the other side gets ECONNRESET."""
+        """Closes the connection so that the other side gets ECONNRESET, now."""
         self.wfile.flush()
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
+        # The socket is closed when nobody has it any more.
+        self.rfile.close()
         self.connection.close()
 
 

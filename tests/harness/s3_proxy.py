@@ -252,9 +252,6 @@ class _Handler(Handler):
     def _put_off(self, fault: Fault, seen: Seen, body: bytes) -> None:
         """The connection breaks, but the request is kept, and reaches the server when that is asked for."""
         self.reset()
-        # The socket is closed when nobody has it any more.
-        self.rfile.close()
-        self.wfile.close()
         self._deliver(fault, seen, body)
 
     def _put_off_in_silence(self, fault: Fault, seen: Seen, body: bytes) -> None:
