@@ -181,7 +181,8 @@ def mount(source: Source, daemon: bool, verbose: bool, mount_options: dict[str, 
     """Mounts the registry storage SOURCE on the directory MOUNTPOINT.
 
     SOURCE is the root directory that a registry is configured with (the one that has docker/registry/v2 in it), as a
-    path or as a URL such as s3://bucket/prefix. Or it is left out, and --config names the registry's configuration.
+    path or as a URL such as s3://bucket/prefix; or a backup of it, as tar::/backup/registry.tar.gz. Or it is left out,
+    and --config names the registry's configuration.
 
     The mount is served until MOUNTPOINT is unmounted or a signal (Ctrl-C, SIGTERM) ends it; both let the requests and
     uploads that are under way finish.

@@ -92,6 +92,7 @@ EXAMPLES: Final[Mapping[str, tuple[Example, ...]]] = {
             "what a registry is configured with", "layerfs mount --config /etc/docker/registry/config.yml /mnt/registry"
         ),
         Example("a new registry", "layerfs mount --create /srv/registry /mnt/registry"),
+        Example("a backup, without unpacking it", "layerfs mount tar::/backup/registry.tar.gz /mnt/backup"),
     ),
     "purge-uploads": (
         Example("what would go", "layerfs purge-uploads --dry-run /var/lib/docker-registry"),

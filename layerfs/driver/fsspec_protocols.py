@@ -56,18 +56,28 @@ class _Http(Store):
             info = super().info(path)
         except FileNotFoundError as error:
             # It says so of every error.
-            if error.__cause__ is not None:
-                raise self._error(error.__cause__, path) from error
-            raise
+            meaning = self._error(error.__cause__, path) if error.__cause__ is not None else PathNotFound(path)
+            if not isinstance(meaning, PathNotFound) or not self._is_page(path):
+                raise meaning from error
+            info = {"type": "directory"}
         # HTTP has no directories, but servers redirect who asks for what they show as one to an address that ends so.
         if str(info.get("url", "")).endswith("/"):
             return {**info, "type": "directory"}
         return info
 
+    def _is_page(self, path: str) -> bool:
+        """Whether it is a directory of a server that does not redirect."""
+        try:
+            self.fs.info(f"{self.key(path)}/")
+        except FileNotFoundError:
+            return False
+        return True
+
     def _entries(self, path: str) -> Sequence[Info]:
-        # A page has links to other places as well.
         key = self.key(path).rstrip("/")
-        return [entry for entry in super()._entries(path) if entry["name"].startswith(f"{key}/")]
+        found: Sequence[Info] = self.fs.ls(f"{key}/", detail=True)
+        # A page has links to other places as well.
+        return [entry for entry in found if entry["name"].startswith(f"{key}/")]
 
     def _read(self, path: str, offset: int, length: int) -> bytes:
         content = super()._read(path, offset, length)

@@ -27,9 +27,22 @@ class _Site(http.server.SimpleHTTPRequestHandler):
         """Not to standard error."""
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
-    handler = functools.partial(_Site, directory=str(tmp_path))
+class _WithoutRedirects(_Site):
+    """Knows a directory only by an address that ends with /, as rclone does."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if Path(self.translate_path(self.path)).is_dir() and not self.path.endswith("/"):
+            self.send_error(404)
+        else:
+            super().do_GET()
+
+
+@pytest.fixture(params=[_Site, _WithoutRedirects])
+def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[http.server.ThreadingHTTPServer]:
+    handler = functools.partial(request.param, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server
@@ -44,7 +57,7 @@ async def driver(site: http.server.ThreadingHTTPServer) -> AsyncIterator[FsspecD
 
 
 async def test_a_layer_is_found_and_read(driver: FsspecDriver, tmp_path: Path) -> None:
-    """Through directories, which HTTP does not know: what a server redirects to an address that ends with / is one."""
+    """Through directories, which HTTP does not know: what has an address that ends with / is one."""
     local = LocalDriver(str(tmp_path))
     layers = (await Registry.open(local, create=True)).repository("team/app").layers
     async with await layers.upload() as upload:
