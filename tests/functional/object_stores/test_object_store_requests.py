@@ -115,6 +115,18 @@ async def test_more_than_a_batch_of_keys_on_azure(azure) -> None:
     assert azure.paths() == ["/many-neighbour"]
 
 
+async def test_files_are_deleted_together(azure, gcs) -> None:
+    """Wherever they are, without looking for them: 256 by one request on Azure, 100 on Google."""
+    paths = [f"/many/{number}/link" for number in range(120)]
+    for place, batches in ((azure, 1), (gcs, 2)):
+        driver = place.driver()
+        await put_all(driver, [*paths, "/many/0/other"])
+        place.forget()
+        await driver.delete_files([*paths, "/many/missing"])
+        assert place.relay.counts == {"batch": batches}
+        assert place.paths() == ["/many/0/other"]
+
+
 @pytest.mark.soak
 async def test_more_than_a_page_of_keys_on_azure(azure) -> None:
     """Five thousand are listed by one request."""
