@@ -11,7 +11,15 @@ import trio
 
 from layerfs.digest import Digest
 from layerfs.driver.interface import FileReader
-from layerfs.errors import NotPermitted, ShortRead, StaleInode
+from layerfs.errors import (
+    BlobUnknown,
+    LayerUnknown,
+    ManifestUnknownRevision,
+    NotPermitted,
+    ShortRead,
+    StaleInode,
+    StaleName,
+)
 from layerfs.layername import LayerName
 from layerfs.registry import BlobInfo, LayerInfo
 from layerfs.registry.manifests import ManifestInfo
@@ -74,6 +82,7 @@ class BlobFile(ListedNode):
 
     async def open(self, flags: int) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            await self._check_still_there()
             raise NotPermitted(f"{self.path} is a stored blob: it cannot be written, whoever asks")
         reader = await self._state.registry.blobs.open(self.blob.digest, known=self._known())
         if reader.size < self.blob.size:
@@ -88,6 +97,19 @@ class BlobFile(ListedNode):
         if self._state.contents is not None:
             return await self._state.contents.open(self.path, self.blob, reader)
         return BlobHandle(self._state, self.path, self.blob.digest, reader)
+
+    async def _check_still_there(self) -> None:
+        """Raises `StaleName` for what a registry, or its garbage collection, has removed since the name was looked up.
+
+        The kernel looks up again then, finds nothing, and creates the file: so it can be stored again at once.
+        """
+        try:
+            await self._find_again()
+        except (BlobUnknown, LayerUnknown, ManifestUnknownRevision) as error:
+            raise StaleName(f"{self.path} was removed since it was looked up") from error
+
+    async def _find_again(self) -> None:
+        await self._state.registry.blobs.stat(self.blob.digest)
 
     def _known(self) -> BlobInfo | None:
         """The blob, if storage had it so lately that it need not be asked again whether it does."""
@@ -106,6 +128,10 @@ class LayerFile(BlobFile):
         attributes = super().attributes_now()
         return attributes if isinstance(self.digest, Digest) else replace(attributes, entry_timeout=0.0)
 
+    async def _find_again(self) -> None:
+        await super()._find_again()
+        await self._state.service(self.repository).stat(self.digest)
+
 
 class ManifestFile(BlobFile):
     """A manifest: its bytes as they are stored."""
@@ -117,6 +143,10 @@ class ManifestFile(BlobFile):
     async def media_type(self) -> str:
         manifest = await self._state.manifests(self.repository).get(self.blob.digest)
         return manifest.media_type
+
+    async def _find_again(self) -> None:
+        await super()._find_again()
+        await self._state.manifests(self.repository).stat(self.blob.digest)
 
 
 class BlobHandle(Handle):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from harness.commands import get_xattr, opened, run, wait_until
 from harness.repository import MountedRepository
-from harness.storage import cut, digest_of
+from harness.storage import Storage, cut, digest_of
 
 
 def test_reading_at_every_kind_of_place(repository: MountedRepository, payload) -> None:
@@ -68,6 +68,21 @@ def test_opening_for_writing(repository: MountedRepository, payload, flags: int)
     with repository.mount.refused(errno.EPERM):
         os.open(repository.layer(digest), flags)
     assert repository.stored(digest) == data
+
+
+@pytest.mark.parametrize("what", ["blob", "link"])
+def test_storing_again_what_was_removed_elsewhere(mounts, storage: Storage, what: str) -> None:
+    """`cp` to the digest of a layer that somebody else has just removed stores it, however long names are believed."""
+    repository = MountedRepository(mounts(storage, "--metadata-ttl", "60"), storage, "r")
+    digest = storage.put_layer("r", b"removed")
+    place = repository.layer(digest)
+    assert place.read_bytes() == b"removed"
+    (storage.blob(digest) if what == "blob" else storage.link("r", digest)).unlink()
+    place.write_bytes(b"removed")
+    assert repository.stored(digest) == b"removed"
+    assert place.read_bytes() == b"removed"
+    with repository.mount.refused(errno.EPERM):
+        os.open(place, os.O_WRONLY)
 
 
 @pytest.mark.parametrize(
