@@ -54,17 +54,12 @@ class TreeOptions:
 
 
 class ExpiringListings(Generic[_Value]):
-    """The newest listings by repository name, each for `ttl` seconds; bounded in number and in entries.
+    """The newest listings by repository name, each for `ttl` seconds; bounded in number and in entries."""
 
-    One that `holds_as_long_as_it_took` is kept for longer where it took longer: whoever looks at all that it lists
-    would else ask for it again before he is through, or for each of them.
-    """
-
-    def __init__(self, ttl: float, *, holds_as_long_as_it_took: bool = False) -> None:
+    def __init__(self, ttl: float) -> None:
         self.hits = 0
         self.misses = 0
         self._ttl = ttl
-        self._holds_as_long_as_it_took = holds_as_long_as_it_took
         self._kept: OrderedDict[str, tuple[float, Sequence[_Value]]] = OrderedDict()
         # When a name was forgotten; and until when any name may have been that is not among these.
         self._forgotten: OrderedDict[str, float] = OrderedDict()
@@ -91,9 +86,7 @@ class ExpiringListings(Generic[_Value]):
         """
         if began_at <= self._forgotten.get(name, self._forgotten_before):
             return
-        now = time.monotonic()
-        took = now - began_at if self._holds_as_long_as_it_took and self._ttl else 0.0
-        self._kept[name] = (now + max(self._ttl, took), listing)
+        self._kept[name] = (time.monotonic() + self._ttl, listing)
         self._kept.move_to_end(name)
         while len(self._kept) > 1 and (len(self._kept) > _LISTINGS_KEPT or self._entries() > _LISTED_ENTRIES_KEPT):
             self._kept.popitem(last=False)
@@ -118,23 +111,39 @@ class ExpiringListings(Generic[_Value]):
 class TagListings(ExpiringListings[DirectoryEntry]):
     """Listings of `_tags`; and where it takes a request to ask for a tag, each as it was listed or looked up lately.
 
-    A tag on storage on this machine is asked for each time, which costs less than to be wrong.
+    Who lists tags looks at each of them next, and needs about as long as it took to list them at the most: as long a
+    listing must hold when it is given out, or the rest of them would be asked for one by one. A tag on storage on this
+    machine is asked for each time, which costs less than to be wrong.
     """
 
     def __init__(self, ttl: float, *, is_far: bool) -> None:
-        super().__init__(ttl, holds_as_long_as_it_took=is_far)
+        super().__init__(ttl)
         self._is_far = is_far
+        # Until when tags are found in the listings that are kept.
+        self._found_until: dict[str, float] = {}
         # What the listing that was last looked into lists, by name.
         self._indexed: Sequence[DirectoryEntry] = ()
         self._index: dict[str, Node] = {}
         # By repository and tag, the newest last, with when storage was asked.
         self._looked_up: OrderedDict[tuple[str, str], tuple[float, Node]] = OrderedDict()
 
+    def put(self, name: str, began_at: float, listing: Sequence[DirectoryEntry]) -> None:
+        """As of all listings. One that takes more than half of the time to live holds longer, by what it took."""
+        super().put(name, began_at, listing)
+        until, kept = self._kept.get(name, (0.0, None))
+        if kept is not listing or not self._is_far or not self._ttl:
+            return
+        took = time.monotonic() - began_at
+        is_quick = 2 * took <= self._ttl
+        self._kept[name] = (until - took if is_quick else until, listing)
+        self._found_until = {each: self._found_until.get(each, 0.0) for each in self._kept}
+        self._found_until[name] = until if is_quick else until + took
+
     def find(self, name: str, tag: str) -> Node | None:
         """A tag as it was listed or looked up, if that is fresh and nothing was changed here since."""
         if not self._is_far:
             return None
-        if self.left(name):
+        if name in self._kept and time.monotonic() < self._found_until.get(name, 0.0):
             listing = self._kept[name][1]
             if listing is not self._indexed:
                 self._indexed, self._index = listing, {entry.name.decode(): entry.node for entry in listing}

@@ -124,17 +124,35 @@ def tags(clock: Clock) -> TagListings:
     return TagListings(TTL, is_far=True)
 
 
-def test_a_listing_of_tags_holds_as_long_as_it_took(tags: TagListings, clock: Clock) -> None:
-    """So that whoever goes through all of them is through before it ends; without a time to live it is not kept."""
-    clock.now = 1000.0 + 3 * TTL
-    never = TagListings(0.0, is_far=True)
-    for listings in (tags, never):
-        listings.put("a", 1000.0, [entry("v1", Tag())])
-    assert never.get("a") is None
-    clock.now += 3 * TTL - 0.1
+@pytest.mark.parametrize(
+    ("took", "shown_for", "found_for"),
+    [(0.0, TTL, TTL), (TTL / 4, TTL * 3 / 4, TTL), (TTL, TTL, 2 * TTL), (3 * TTL, TTL, 4 * TTL)],
+)
+def test_tags_are_found_until_who_has_listed_them_is_through(
+    tags: TagListings, clock: Clock, took: float, shown_for: float, found_for: float
+) -> None:
+    """When a listing is given out, its tags are found for as long again as it took; for longer than the time to live
+    only where it took long."""
+    began_at = clock.now
+    clock.now += took
+    tags.put("a", began_at, [entry("v1", Tag())])
+    listed_at = clock.now
+    clock.now = listed_at + shown_for - 0.1
+    assert tags.get("a") is not None
+    clock.now = listed_at + shown_for
+    assert tags.get("a") is None
+    clock.now = listed_at + found_for - 0.1
     assert tags.find("a", "v1") is not None
-    clock.now += 0.1
+    clock.now = listed_at + found_for
     assert tags.find("a", "v1") is None
+
+
+def test_tags_without_a_time_to_live(clock: Clock) -> None:
+    """Are asked for each time, however long it took to list them."""
+    tags = TagListings(0.0, is_far=True)
+    clock.now += TTL
+    tags.put("a", clock.now - TTL, [entry("v1", Tag())])
+    assert (tags.get("a"), tags.find("a", "v1")) == (None, None)
 
 
 def test_tags_are_found_in_the_newest_listing(tags: TagListings, clock: Clock) -> None:
