@@ -365,9 +365,10 @@ class S3Upload(WrittenUpload):
     async def _look_again(self) -> None:
         """Raises `ContentChanged` unless the parts are what they were: left out, or replaced, they would be lost.
 
-        A short part may be any that was sent of the tail.
+        A short part may be any that was sent of the tail. That somebody else has completed it not every store says when
+        it is asked to (Ceph), so it is found out here.
         """
-        if self._upload_id is None or self._is_object or (self._is_quiet and not self._stray):
+        if self._upload_id is None or self._is_object:
             return
         try:
             again = await known_upload(self._bucket, self.path, self._upload_id)

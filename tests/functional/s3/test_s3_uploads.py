@@ -500,6 +500,24 @@ async def test_a_writer_goes_on_after_a_reader_elsewhere(
     assert stored.content(BLOB) == content
 
 
+async def test_a_writer_reads_what_a_reader_elsewhere_has_repacked(drivers: Drivers, stored, payload: Payload) -> None:
+    """It goes on with what the other has made of it, and does not make another upload beside that."""
+    content = payload(PART + 1000)
+    driver = drivers(part_size=PART)
+    writer = await driver.writer(DATA, append=False)
+    await writer.write([content[:PART]])
+    await writer.flush()
+    assert await drivers().get_content(DATA, limit=PART) == content[:PART]
+    assert await driver.get_content(DATA, limit=PART) == content[:PART]
+    assert len(stored.uploads()) == 1
+    await writer.write([content[PART:]])
+    await writer.flush()
+    await writer.close()
+    assert (await drivers().stat(DATA)).size == len(content)
+    await published(driver)
+    assert stored.content(BLOB) == content
+
+
 async def test_a_writer_does_not_go_on_with_what_it_has_not_stored(drivers: Drivers, stored, payload: Payload) -> None:
     """Another upload of the same size in its place is somebody else's."""
     writer = await drivers().writer(DATA, append=False)
