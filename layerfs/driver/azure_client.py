@@ -157,10 +157,10 @@ class Client:
         if answer.http_response.status_code == _TOO_MANY_REQUESTS:
             # To that rule this is an answer like others; that there is an error it is always asked about.
             raise HttpResponseError(response=answer.http_response)
-        is_success = answer.http_response.status_code < 300
-        if is_success and is_page(answer.http_response.headers, request_id="x-ms-request-id"):
+        status = answer.http_response.status_code
+        if status < 300 and is_page(status, answer.http_response.headers, request_id="x-ms-request-id"):
             answer.http_response.internal_response.close()
-            raise _NotOfStore(answer.http_response.status_code)
+            raise _NotOfStore(status)
 
     async def _credential(self, account: str) -> Any:
         options, environment = self._options, os.environ

@@ -39,7 +39,8 @@ def is_of_store(operation: str, answer: Mapping[str, Any]) -> bool:
         return "LastModified" in answer
     if operation in {"put_object", "upload_part"}:
         return "ETag" in answer
-    return not is_page(answer["ResponseMetadata"]["HTTPHeaders"], request_id="x-amz-request-id")
+    http = answer["ResponseMetadata"]
+    return not is_page(http["HTTPStatusCode"], http["HTTPHeaders"], request_id="x-amz-request-id")
 
 
 def etag_of(answer: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, TypeAlias
 
 from layerfs.driver.patience import Failing
@@ -67,10 +68,10 @@ def answered(answer: str, meaning: Meaning, path: str, *, store: str) -> DriverE
     return kind(path, f"{detail}: {reason}" if reason else detail)
 
 
-def is_page(headers: Mapping[str, str], *, request_id: str) -> bool:
+def is_page(status: int, headers: Mapping[str, str], *, request_id: str) -> bool:
     """Whether an answer is a page of something on the way to a store, and not the store's, which numbers its answers in
-    the header `request_id`: some call their own HTML, too."""
-    return "html" in headers.get("content-type", "") and request_id not in headers
+    the header `request_id`: some call their own HTML, too. An answer that never has content (204) is no page."""
+    return status != HTTPStatus.NO_CONTENT and "html" in headers.get("content-type", "") and request_id not in headers
 
 
 def not_of_store(store: str, status: int) -> str:

@@ -235,6 +235,12 @@ class _Handler(Handler):
         assert fault.replaced[0] in content, content
         self.answer(seen, status, headers, content.replace(*fault.replaced))
 
+    def _unnumbered(self, _fault: Fault, seen: Seen, body: bytes) -> None:
+        """The answer has no number, and is said to be HTML, as some servers say of all of theirs."""
+        status, headers, content = self._forward(seen, body)
+        headers.pop("x-amz-request-id")
+        self.answer(seen, status, headers | {"content-type": "text/html; charset=utf-8"}, content)
+
     def _flip_request(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """One bit of what is sent to the server is another."""
         self.answer(seen, *self._forward(seen, flipped(body)))

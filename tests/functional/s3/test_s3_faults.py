@@ -184,6 +184,20 @@ async def test_what_is_no_answer_of_a_store(proxied: S3Driver, proxy: S3Proxy, s
     assert (await proxied.stat(DATA)).size == 7
 
 
+async def test_an_answer_without_content_is_no_page(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """Whatever the server says that it is: moto calls everything HTML."""
+    stored.put("/a", b"content")
+    stored.begin(DATA, (1, b"content"))
+    removed = proxy.fail("unnumbered", "DeleteObject")
+    cancelled = proxy.fail("unnumbered", "AbortMultipartUpload")
+    await proxied.delete("/a")
+    await proxied.delete(DATA)
+    assert removed.met
+    assert cancelled.met
+    assert stored.paths() == []
+    assert stored.uploads() == []
+
+
 @pytest.mark.parametrize("kind", ["truncate", "reset_after", "refuse"])
 async def test_a_read_that_breaks_off_once(
     drivers: Drivers, proxy: S3Proxy, stored, payload: Payload, kind: str
