@@ -28,7 +28,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u206
 #: What talks to storage shows its requests at DEBUG, with tokens and signatures in their headers and addresses.
 _INDISCREET: Final = (
     *("adlfs", "aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "httpx", "msal"),
-    *("requests", "s3fs", "urllib3"),
+    *("httpcore", "requests", "s3fs", "smbclient", "smbprotocol", "spnego", "urllib3"),
 )
 
 #: What tells at length, at each try, what is told as an error of the storage.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import datetime
 import ftplib
 import os
@@ -249,6 +250,13 @@ class _Smb(Store):
     """
 
     needs_host = True
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        import smbclient
+
+        # At the end of the process it would take leave of each server, and wait for one that does not answer.
+        atexit.unregister(smbclient.reset_connection_cache)
 
     def _options(self) -> Info:
         return {"share_access": "rwd", "register_session_retries": 1, "timeout": _TIMEOUT}

@@ -72,6 +72,18 @@ class FileServer:
                     os.kill(pid, signal.SIGKILL)
             self.process.wait(10)
 
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """It answers nothing, and its connections stay, while the body runs."""
+        pids = _with_children(self.process.pid)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
     @property
     def environment(self) -> dict[str, str]:
         """What tells fsspec the options in another process."""

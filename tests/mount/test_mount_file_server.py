@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,26 @@ def test_a_mount(kind: str, tmp_path_factory: pytest.TempPathFactory, monkeypatc
             assert PASSWORD not in seen + mount.log_text()
         assert storage.link("other", layer).read_text() == layer
         assert not [name for name in storage.root.rglob("*") if name.suffix == ".tmp" or name.parent.name == "_uploads"]
+
+
+@pytest.mark.local("its storage is on a server of its own")
+@pytest.mark.parametrize("kind", ["ftp", "sftp", "smb"])
+def test_a_server_that_answers_no_more(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for it can be interrupted, and the mount ends when it is told to."""
+    place = tmp_path_factory.mktemp(kind)
+    with file_server(kind, place) as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        Storage.create(server.directory).put_layer("team/app", LAYER)
+        mount = Mount(server.url, place / "mnt")
+        with mount:
+            assert os.listdir(mount.path) == ["team"]
+            with server.silent(), mount.tolerates("EINTR", "EIO"):
+                waiting = subprocess.Popen(["ls", mount.path / "team/app/_layers"], stderr=subprocess.DEVNULL)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    waiting.wait(1)
+                waiting.send_signal(signal.SIGINT)
+                assert waiting.wait(5) == -signal.SIGINT
+                mount.stop()
