@@ -139,12 +139,22 @@ class S3Upload(WrittenUpload):
             stored = self.size - len(self._tail)
             if offset >= stored:
                 return bytes(self._tail.view()[offset - stored : offset - stored + length])
-            if self._object is None or self._object.size < offset + length:
-                await self._flush()
-                await self._repack()
-            assert self._object is not None  # noqa: S101
-            found = self._object
-            return await self._bucket.get_range(self.path, offset, length, size=found.size, etag=found.etag)
+            try:
+                return await self._read_object(offset, length)
+            except ContentChanged:
+                if self._is_object or self.has_failed:
+                    raise
+                # A reader elsewhere has repacked it, and made another object of it.
+                self._object = None
+            return await self._read_object(offset, length)
+
+    async def _read_object(self, offset: int, length: int) -> bytes:
+        if self._object is None or self._object.size < offset + length:
+            await self._flush()
+            await self._repack()
+        assert self._object is not None  # noqa: S101
+        found = self._object
+        return await self._bucket.get_range(self.path, offset, length, size=found.size, etag=found.etag)
 
     async def repack(self) -> None:
         """Leaves out what comes after a gap, and makes the rest readable."""

@@ -508,10 +508,15 @@ async def test_a_writer_reads_what_a_reader_elsewhere_has_repacked(drivers: Driv
     await writer.write([content[:PART]])
     await writer.flush()
     assert await drivers().get_content(DATA, limit=PART) == content[:PART]
-    assert await driver.get_content(DATA, limit=PART) == content[:PART]
+    reader = await driver.open(DATA)
+    assert await reader.read(0, PART) == content[:PART]
     assert len(stored.uploads()) == 1
     await writer.write([content[PART:]])
     await writer.flush()
+    assert await drivers().get_content(DATA, limit=len(content)) == content
+    # That has made another object of it than the writer knows.
+    assert await reader.read(0, 1000) == content[:1000]
+    assert len(stored.uploads()) == 1
     await writer.close()
     assert (await drivers().stat(DATA)).size == len(content)
     await published(driver)
