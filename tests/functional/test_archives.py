@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import trio
 from harness.commands import run
 from harness.mount import COMMAND
+from harness.object_stores import BUCKET, gateway
 from harness.storage import Storage, digest_of
 
 from layerfs.driver.inflated import GZIP, Inflated
@@ -360,6 +362,22 @@ async def test_on_a_web_server(packer: str, tree: Path, tmp_path: Path, site: st
     await driver.close()
     with pytest.raises(PathNotFound, match=f"{site}/missing"):
         await open_driver(f"{packer[:3]}::{site}/missing").list("/")
+
+
+async def test_in_an_object_store(tree: Path, tmp_path: Path) -> None:
+    """By the driver of that store, with the options of its URL and the credentials that it finds."""
+    _zip(tree, tmp_path / "backup.zip")
+    store, prefix = gateway(), f"tests/{uuid.uuid4()}"
+    os.environ.update(store.environment)
+    store.client.put_object(Bucket=BUCKET, Key=f"{prefix}/backup.zip", Body=(tmp_path / "backup.zip").read_bytes())
+    driver = open_driver(f"zip::s3://{BUCKET}/{prefix}/backup.zip?endpoint_url={store.endpoint}")
+    name = "docker/registry/v2/blobs/mixed"
+    assert await _content(await driver.open(f"/{name}")) == FILES[name]
+    await driver.close()
+    missing = open_driver(f"zip::s3://{BUCKET}/{prefix}/missing.zip?endpoint_url={store.endpoint}")
+    with pytest.raises(PathNotFound, match=f"s3://{BUCKET}/{prefix}/missing.zip'"):
+        await missing.list("/")
+    await missing.close()
 
 
 # --- as SOURCE ---------------------------------------------------------------------------------------------------
