@@ -165,26 +165,35 @@ def _orphans(use: StorageUse, size: str) -> str:
 
 
 def _write_page(file: str, use: StorageUse, source: str) -> None:
-    """Writes the page whole or not at all. Raises `OutputFailed`."""
+    """Writes the page, to a file whole or not at all. Raises `OutputFailed`."""
     from layerfs.usage_page import make_page
 
     page = make_page(use, source=source)
     if file == "-":
         raise click.UsageError("--html needs a FILE, not -")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=os.path.dirname(file) or ".", prefix=".layerfs-", encoding="ascii", delete=False
-        ) as temporary:
-            try:
-                temporary.write(page)
-                temporary.flush()
-                os.fchmod(temporary.fileno(), 0o666 & ~_umask())
-                os.replace(temporary.name, file)
-            except BaseException:
-                os.unlink(temporary.name)
-                raise
+        if os.path.exists(file) and not os.path.isfile(file):
+            # A device or a pipe: in its place there would be a file afterwards.
+            with open(file, "w", encoding="ascii") as target:
+                target.write(page)
+        else:
+            _replace(os.path.realpath(file), page)
     except OSError as error:
         raise OutputFailed(f"cannot write {file!r}: {error.strerror}") from error
+
+
+def _replace(file: str, content: str) -> None:
+    with tempfile.NamedTemporaryFile(
+        "w", dir=os.path.dirname(file), prefix=".layerfs-", encoding="ascii", delete=False
+    ) as temporary:
+        try:
+            temporary.write(content)
+            temporary.flush()
+            os.fchmod(temporary.fileno(), 0o666 & ~_umask())
+            os.replace(temporary.name, file)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
 
 
 def _umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import html
 import json
 import os
@@ -461,3 +462,28 @@ def test_a_page_that_cannot_be_written(made: Made, tmp_path: Path) -> None:
     layerfs("du", made.storage.root, "--html", tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".layerfs-")] == []
+
+
+def test_a_page_for_a_pipe(made: Made, tmp_path: Path) -> None:
+    """What is no file is written to, as by any program, and not replaced by one: FIFOs, and /dev/stdout."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 1 << 20)
+        layerfs("du", made.storage.root, "--html", pipe)
+        assert pipe.is_fifo()
+        assert b"</html>" in os.read(reader, 1 << 20)
+    finally:
+        os.close(reader)
+
+
+def test_a_page_where_a_symbolic_link_leads(made: Made, tmp_path: Path) -> None:
+    """The link stays, and the file that it leads to is written."""
+    link, page = tmp_path / "latest.html", tmp_path / "2026.html"
+    link.symlink_to(page.name)
+    for _ in range(2):
+        layerfs("du", made.storage.root, "--html", link)
+        assert link.is_symlink()
+        assert "</html>" in page.read_text()
+        page.write_text("old")
