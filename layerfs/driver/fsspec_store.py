@@ -263,8 +263,20 @@ class Store:
     def make_directory(self, path: str) -> None:
         self._check_writable(path)
         if self.has_directories:
-            self.fs.makedirs(self.key(path), exist_ok=True)
+            self._make_directories(path)
             self.check_directory(path)
+
+    def _make_directories(self, path: str) -> None:
+        # Most libraries look first what is there, and fail if others make one of the directories meanwhile: then again,
+        # as often as that can happen.
+        for _ in range(path.count("/")):
+            try:
+                self.fs.makedirs(self.key(path), exist_ok=True)
+            except Exception as error:  # noqa: BLE001 - it is raised in the end
+                failure = error
+            else:
+                return
+        raise failure
 
     def remove_directory(self, path: str) -> None:
         self._check_writable(path)

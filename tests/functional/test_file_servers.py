@@ -126,6 +126,16 @@ async def test_an_archive_on_it(server: FileServer, tmp_path: Path) -> None:
         archive.unlink()
 
 
+async def test_putting_into_a_new_directory_at_the_same_time(driver: FsspecDriver, server: FileServer) -> None:
+    """Two make the directory, and neither fails."""
+    with trio.fail_after(60):
+        for turn in range(5):
+            async with trio.open_nursery() as nursery:
+                for name in ("one", "two", "three"):
+                    nursery.start_soon(driver.put_content, f"/{turn}/a/b/c/{name}", b"content")
+    assert len([path for path in server.directory.rglob("*") if path.is_file()]) == 15
+
+
 async def test_uploads_are_refused(driver: FsspecDriver, server: FileServer) -> None:
     """Before anything is touched."""
     with pytest.raises(UnsupportedByDriver, match="cannot append"):
