@@ -85,10 +85,13 @@ class MetricsFile:
     """A file for node_exporter's textfile collector: always whole, never older than `FILE_SECONDS`.
 
     It goes when the mount ends, so that a mount that is gone has no figures. Made before the mount: raises
-    `MetricsUnavailable` if the file cannot be written.
+    `MetricsUnavailable` if the file cannot be written. What is there and is no file (/dev/stdout, a pipe) is refused: a
+    file would take its place, and nothing would be there after the mount.
     """
 
     def __init__(self, measure: Callable[[], Measurements], *, mountpoint: str, path: str) -> None:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise MetricsUnavailable(f"cannot write the metrics file {path!r}: there is something that is no file")
         self._path = path
         self._registry = make_registry(measure, mountpoint=mountpoint)
         try:

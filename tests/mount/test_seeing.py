@@ -352,10 +352,12 @@ def test_an_address_that_is_taken(stored: Storage, mounts: Callable[..., Mount],
 
 
 def test_a_metrics_file_that_cannot_be(stored: Storage, tmp_path: Path) -> None:
-    """In no directory, or in the mount itself, for which the daemon would wait."""
+    """In no directory, or in the mount itself, for which the daemon would wait, or in the place of what is no file."""
     (tmp_path / "mnt").mkdir()
-    for file in (tmp_path / "no/x.prom", tmp_path / "mnt/x.prom"):
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "no/x.prom", tmp_path / "mnt/x.prom", tmp_path / "pipe"):
         result = run(COMMAND, "mount", stored.source, tmp_path / "mnt", "--metrics-file", file, check=False)
         assert result.returncode == USAGE
         assert result.stderr.count("\n") == 1
         assert not os.path.ismount(tmp_path / "mnt")
+    assert (tmp_path / "pipe").is_fifo()
