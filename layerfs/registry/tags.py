@@ -126,15 +126,31 @@ class TagService:
 
         Raises `TagUnknown`, `InvalidTag`.
         """
+        check_tag(tag)
+        if not await (self._delete_files(tag) if self._driver.capabilities.listed_files else self._delete(tag)):
+            raise TagUnknown(self.name, tag)
+
+    async def _delete(self, tag: str) -> bool:
+        """Deletes what there is of a tag, its current first, and whether it had one."""
         known = True
         try:
-            await self._driver.delete(TagCurrentLink(self.name, check_tag(tag)).path)
+            await self._driver.delete(TagCurrentLink(self.name, tag).path)
         except PathNotFound:
             known = False
         with contextlib.suppress(PathNotFound):
             await self._driver.delete(self._directory(tag))
-        if not known:
-            raise TagUnknown(self.name, tag)
+        return known
+
+    async def _delete_files(self, tag: str) -> bool:
+        """`_delete` by one listing."""
+        current = TagCurrentLink(self.name, tag).path
+        try:
+            files = [info.path for info in await self._driver.list_files(self._directory(tag))]
+        except PathNotFound:
+            return False
+        await self._driver.delete_files([path for path in files if path == current])
+        await self._driver.delete_files([path for path in files if path != current])
+        return current in files
 
     async def untag_all(self, digest: Digest) -> Names:
         """Removes the tags that mean this manifest now, and returns them. Raises what `lookup` raises."""

@@ -17,7 +17,7 @@ from harness.swift import Swift
 
 from layerfs.digest import Digest
 from layerfs.driver.s3 import S3Driver
-from layerfs.errors import LayerfsError, PathNotFound
+from layerfs.errors import LayerfsError, PathNotFound, TagUnknown
 from layerfs.manifest import OCI_IMAGE
 from layerfs.reference import Reference
 from layerfs.registry import Registry
@@ -466,3 +466,18 @@ async def test_deleting_a_layer_does_not_list_the_others(driver: S3Driver, proxi
     assert not [
         seen for seen in proxy.seen if seen.operation == "ListObjectsV2" and "_layers%2Fsha256%2F&" in seen.target
     ]
+
+
+async def test_removing_a_tag_costs_three_requests(driver: S3Driver, proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """Its current goes before its index; what is left of one without a current goes too, and was no tag."""
+    one, other = digest_of(b"one"), digest_of(b"other")
+    await tag(driver, ["v1", "v1.1", "half"], one, moved=other)
+    await driver.delete(f"{REPOSITORY}/_manifests/tags/half/current/link")
+    tags = Registry(proxied).repository("a").tags
+    await tags.untag("v1")
+    assert [seen.operation for seen in proxy.seen] == ["ListObjectsV2", "DeleteObject", "DeleteObjects"]
+    assert proxy.seen[1].target.endswith("/tags/v1/current/link")
+    for name in ("half", "half"):
+        with pytest.raises(TagUnknown):
+            await tags.untag(name)
+    assert {path.split("/")[8] for path in stored.paths()} == {"v1.1"}
