@@ -9,6 +9,7 @@ from layerfs.digest import CANONICAL, Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import (
     BlobUnknown,
+    DriverError,
     InvalidDigest,
     LayerfsError,
     LinkInvalid,
@@ -93,3 +94,15 @@ def parse_digests(algorithm: str, names: Sequence[str]) -> Digests:
         except InvalidDigest:
             continue
     return digests
+
+
+def is_missing(found: object) -> bool:
+    """Whether what was found in place of a link or of what it leads to says that it is not there.
+
+    Raises what keeps that from being known.
+    """
+    if isinstance(found, (*UNUSABLE, ManifestUnknownRevision)):
+        return True
+    if isinstance(found, DriverError):
+        raise found
+    return False

@@ -46,7 +46,7 @@ from layerfs.errors import (
 from layerfs.fuse.errnos import errno_of
 from layerfs.manifest import MANIFEST_LIMIT, Descriptor
 from layerfs.registry import ManifestService, Registry, Repository
-from layerfs.registry import manifests as manifests_module
+from layerfs.registry import reachable as reachable_module
 from layerfs.registry.media_types import MediaTypes
 
 CONFIG, LAYER, OTHER_LAYER = b'{"config": true}', b"a layer", b"another layer"
@@ -635,9 +635,9 @@ async def test_too_many_to_follow(
     """Memory is bounded: beyond that many there is an error, and never an answer that lacks something."""
     image = encode(oci_image(CONFIG, [b"%d" % number for number in range(98)]))
     await store(driver, image)
-    monkeypatch.setattr(manifests_module, "REACHABLE_LIMIT", 100)
+    monkeypatch.setattr(reachable_module, "REACHABLE_LIMIT", 100)
     assert len(await manifests.reachable([name_of(image)])) == 100
-    monkeypatch.setattr(manifests_module, "REACHABLE_LIMIT", 99)
+    monkeypatch.setattr(reachable_module, "REACHABLE_LIMIT", 99)
     with pytest.raises(ManifestReferencesTooMany) as caught:
         await manifests.reachable([name_of(image)])
     assert "99" in str(caught.value)
