@@ -74,6 +74,7 @@ def test_opening_for_writing(repository: MountedRepository, payload, flags: int)
 def test_storing_again_what_was_removed_elsewhere(mounts, storage: Storage, what: str) -> None:
     """`cp` to the digest of a layer that somebody else has just removed stores it, however long names are believed."""
     repository = MountedRepository(mounts(storage, "--metadata-ttl", "60"), storage, "r")
+    storage.put_layer("r", b"without which there is no repository, where storage has no directories")
     digest = storage.put_layer("r", b"removed")
     place = repository.layer(digest)
     assert place.read_bytes() == b"removed"
