@@ -16,10 +16,12 @@ _INLINE_LIMIT: Final = 256 << 10
 _Result = TypeVar("_Result")
 
 
-async def parse_in_turn(content: bytes, parse: Callable[[bytes], _Result], *, limiter: trio.CapacityLimiter) -> _Result:
+async def parse_in_turn(
+    content: bytes, parse: Callable[[bytes], _Result], *, limiter: trio.CapacityLimiter | None = None
+) -> _Result:
     """What `parse` makes of the content. A large one is parsed in a thread; before each small one others have a turn.
 
-    `limiter` bounds the threads.
+    `limiter` bounds the threads; without one trio's own does.
     """
     if len(content) <= _INLINE_LIMIT:
         await trio.lowlevel.checkpoint()

@@ -7,8 +7,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
-import trio
-
 from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.errors import BlobUnknown, ContentTooLarge, InvalidManifest, LayerfsError, NotRegularFile, PathNotFound
@@ -22,6 +20,7 @@ from layerfs.registry.maintenance.check_uploads import check_uploads
 from layerfs.registry.maintenance.faults import Fault, FaultKind
 from layerfs.registry.maintenance.knowledge import ImagesWithoutManifest, Meant
 from layerfs.registry.maintenance.look import BATCH, Look
+from layerfs.registry.manifest_parsing import parse_in_turn
 from layerfs.registry.paths import (
     LAYERS,
     BlobData,
@@ -37,18 +36,13 @@ from layerfs.strictjson import parse_json
 #: Bytes of manifests that are in memory at a time.
 _BATCH_SIZE: Final = 16 << 20
 
-#: Bytes beyond which a manifest is parsed in a thread, because it can take a tenth of a second.
-_INLINE_LIMIT: Final = 256 << 10
-
 #: What urls layers may have was somebody's decision when the manifest was put; here only that they have some counts.
 _ANY_URLS: Final = UrlRules()
 
 
 async def parse_manifest(content: bytes) -> ParsedManifest:
     """As `layerfs.manifest.parse_manifest`, large ones in a thread. Raises `InvalidManifest`, `ManifestTooLarge`."""
-    if len(content) <= _INLINE_LIMIT:
-        return parse(content)
-    return await trio.to_thread.run_sync(parse, content)
+    return await parse_in_turn(content, parse)
 
 
 def blobs_of(manifest: ParsedManifest) -> tuple[Digest, ...]:
