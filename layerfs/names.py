@@ -67,6 +67,11 @@ def is_tag(text: str) -> bool:
     return bool(_TAG.fullmatch(text))
 
 
+def check_name_among_tags(name: str) -> str:
+    """`name`, when it is a tag or hidden, as what is to become one is while rsync writes it; else as `check_tag`."""
+    return name if name.startswith(".") else check_tag(name)
+
+
 def new_upload_id() -> str:
     """A fresh upload id: a random UUID, because a registry purges only uploads whose id is one."""
     return str(uuid.uuid4())

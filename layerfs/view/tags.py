@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from layerfs.digest import Digest
 from layerfs.errors import EntryExists, InvalidArgument, NotPermitted, TagUnknown
 from layerfs.manifest import MANIFEST_LIMIT
-from layerfs.names import check_tag, is_tag
+from layerfs.names import check_name_among_tags, check_tag, is_tag
 from layerfs.registry.paths import MANIFESTS
 from layerfs.view.buffered import BufferedFile, BufferedHandle
 from layerfs.view.nodes import TAGS, Attributes, Directory, DirectoryEntry, Handle, ListedNode, Node
@@ -76,8 +76,9 @@ class TagsDirectory(OwnDirectory):
         return [self._link(tag.name, tag.digest) for tag in await self._state.tags(self.repository).list()]
 
     async def create(self, name: str, flags: int) -> tuple[Node, Handle]:
-        """Puts a manifest by tag, when it is closed. Under a name that is no tag: an upload, to be renamed to one."""
+        """Puts a manifest by tag, when it is closed. Under a hidden name: an upload, to be renamed to a tag."""
         self._state.check_writable()
+        check_name_among_tags(name)
         if not is_tag(name):
             return await self._uploads.create(name, flags)
 

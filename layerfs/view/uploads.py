@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from layerfs.digest import Digest
 from layerfs.errors import EntryExists, InvalidArgument, InvalidDigest, LayerUploadUnknown, NoSuchEntry
 from layerfs.layername import parse_layer_name, parse_layer_name_or_none
-from layerfs.names import check_upload_name, is_tag
+from layerfs.names import check_name_among_tags, check_upload_name, is_tag
 from layerfs.registry.paths import LAYERS, MANIFESTS, UPLOADS
 from layerfs.view.live_uploads import LiveUploads
 from layerfs.view.nodes import TAGS, Directory, DirectoryEntry, Handle, Node, not_a_digest
@@ -78,7 +78,9 @@ class UploadsDirectory(OwnDirectory):
                 parse_layer_name(new_name)
             except InvalidDigest as error:
                 raise not_a_digest(new_name, error) from error
-        elif target.key not in [(place, self.repository) for place in (UPLOADS, MANIFESTS, TAGS)]:
+        elif target.key == (TAGS, self.repository):
+            check_name_among_tags(new_name)
+        elif target.key not in [(place, self.repository) for place in (UPLOADS, MANIFESTS)]:
             raise InvalidArgument(
                 f"an upload to {self.repository} can be renamed within {self.path}, or into {LAYERS}, {MANIFESTS} or "
                 f"{TAGS} of this repository, not into {target.path or '/'}"

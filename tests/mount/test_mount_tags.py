@@ -299,6 +299,20 @@ def test_names_that_are_no_tags(repository: TaggedRepository, name: str) -> None
         os.rename(repository.tag("v1"), repository.tag(name))
 
 
+@pytest.mark.parametrize("name", ["-v1", "v 1", "v:1", "v1~", "ü", "a" * 129, "a\nb"])
+def test_files_whose_names_are_no_tags(repository: TaggedRepository, file: Path, name: str) -> None:
+    """EINVAL for a file that begins under one, and for an upload that is renamed to one: neither would ever be a tag.
+
+    Hidden names are those of rsync, for a while.
+    """
+    append(repository.upload("m.json"), repository.image())
+    with repository.unchanged(), repository.mount.refused(errno.EINVAL):
+        repository.tag(name).write_bytes(b"{}")
+    with repository.unchanged(), repository.mount.refused(errno.EINVAL):
+        os.rename(repository.upload("m.json"), repository.tag(name))
+    assert repository.upload("m.json").exists()
+
+
 @pytest.mark.parametrize("name", ["1", "_", "V1.0-rc_1", "a" * 128, "sha256-" + "0" * 64, "latest"])
 def test_names_that_are_tags(repository: TaggedRepository, name: str) -> None:
     """The registry's grammar, to its limit."""
