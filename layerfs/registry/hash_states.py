@@ -5,7 +5,8 @@ that is of other bytes:
 
 * one is stored only of all bytes that are stored, and after these are durable;
 * all are deleted before any byte but at the end is changed;
-* those that others have left for more bytes than there are go before the first byte is added.
+* those that others have left for more bytes than there are go before the first byte is added, whenever a writer begins:
+  a registry that dies between a state and its bytes leaves a file that nobody has changed.
 
 Those of others are not believed here unless the operator says so: registries do leave states that are not of the
 first n bytes.
@@ -15,10 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+from collections.abc import Sequence
 
 from layerfs.driver.interface import StorageDriver
-from layerfs.errors import DriverError, NotRegularFile, PathNotFound
+from layerfs.errors import DriverError, PathNotFound
 from layerfs.registry.hashing import STATE_LENGTH, StreamingHash, resume_hash
 from layerfs.registry.lost_tail import note_durable
 from layerfs.registry.paths import UploadDirectory
@@ -84,20 +85,14 @@ class HashStates:
             self._may_exist = False
         self._stored_count = 0
 
-    async def delete_ahead_of(self, size: int) -> None:
-        """To be called before anything is written behind `size` bytes of others.
+    async def delete_ahead_of(self, size: int, names: Sequence[str]) -> None:
+        """To be called before anything is written behind `size` bytes, with the `names` that were just found.
 
         Registries store a state before the data: what a crash leaves would be wrong for other bytes to come.
         """
-        try:
-            entries = await self._driver.list(os.path.dirname(self._directory.hash_state(0)))
-        except PathNotFound:
-            return
-        except NotRegularFile:
-            entries = []
-        if not entries or any(not _is_count_up_to(size, entry.name) for entry in entries):
-            with contextlib.suppress(PathNotFound):
-                await self._driver.delete(self._directory.hash_states)
+        self._may_exist = self._may_exist or bool(names)
+        if any(not _is_count_up_to(size, name) for name in names):
+            await self.delete_all()
 
 
 def _is_count_up_to(size: int, name: str) -> bool:

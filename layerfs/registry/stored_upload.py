@@ -6,9 +6,10 @@ Others see it, and may finish or cancel it at any time. It is an upload for as l
 from __future__ import annotations
 
 import logging
+import os
 
 from layerfs.driver.interface import FileReader, StorageDriver
-from layerfs.errors import DriverError, LayerUploadUnknown, PathNotFound
+from layerfs.errors import DriverError, LayerUploadUnknown, NotRegularFile, PathNotFound
 from layerfs.registry.paths import UploadDirectory
 
 _log = logging.getLogger(__name__)
@@ -28,6 +29,33 @@ class StoredUpload:
             await self.driver.stat(self.directory.started_at)
         except PathNotFound as error:
             raise self._unknown() from error
+
+    async def look_for_states(self) -> list[str]:
+        """The names in its directory of hash states. Raises `LayerUploadUnknown` as `check_exists`.
+
+        Where one request lists all files below a directory, this is that one.
+        """
+        directory = os.path.dirname(self.directory.hash_state(0))
+        if self.driver.capabilities.listed_files:
+            return await self._list_states(directory)
+        await self.check_exists()
+        try:
+            return [entry.name for entry in await self.driver.list(directory)]
+        except PathNotFound:
+            return []
+        except NotRegularFile:
+            return [directory]
+
+    async def _list_states(self, directory: str) -> list[str]:
+        try:
+            paths = [info.path for info in await self.driver.list_files(self.directory.path)]
+        except PathNotFound:
+            paths = []
+        if self.directory.started_at not in paths:
+            # Not every listing has what was stored a moment ago.
+            await self.check_exists()
+        below = f"{self.directory.hash_states}/"
+        return [path.removeprefix(f"{directory}/") for path in paths if path.startswith(below)]
 
     async def open(self) -> FileReader:
         """The bytes that are in storage now, to be closed by the caller. Raises `LayerUploadUnknown`."""

@@ -219,11 +219,12 @@ class UploadData:
     async def open(self) -> FileWriter:
         """The writer; `size` is what storage has, then. Raises `LayerUploadUnknown`."""
         if self._writer is None:
-            await self._upload.check_exists()
+            states = await self._upload.look_for_states()
             writer = await self._driver.writer(self._directory.data, append=True)
             try:
                 if writer.version() is None or not self._left_version == writer.version() == self._hash.version:
                     await self._take_over(writer)
+                await self._states.delete_ahead_of(writer.size, states)
             except BaseException:
                 with trio.move_on_after(_CLOSE_DEADLINE, shield=True):
                     await writer.close()
@@ -246,7 +247,6 @@ class UploadData:
         self._states.expect_others()
         # Whoever wrote these bytes may have been killed before they were durable.
         self._flushed = self._flushed and not writer.size
-        await self._states.delete_ahead_of(writer.size)
 
     async def close(self) -> None:
         """Lets go of the file without flushing, so that others may write or finish it."""

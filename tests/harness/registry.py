@@ -95,6 +95,10 @@ class DockerRegistry:
             return False
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def host(self) -> str:
         return f"127.0.0.1:{self.port}"
 

@@ -167,6 +167,11 @@ def kill_at(pid: int, call: Call) -> Strace:
     return Strace(pid, "-e", f"inject={call.name}:signal=SIGKILL:when={call.number}", calls=(call.name,))
 
 
+def dying_at_write(pid: int, path: Path) -> Strace:
+    """SIGKILL instead of the first write to a file that is there already."""
+    return Strace(pid, "-P", str(path), "-e", "inject=write:error=EIO:signal=SIGKILL:when=1", calls=("write",))
+
+
 def fail_at(pid: int, call: Call, error: str) -> Strace:
     """An errno instead of this call."""
     return Strace(pid, "-e", f"inject={call.name}:error={error}:when={call.number}", calls=(call.name,))

@@ -15,6 +15,7 @@ from harness.registry import DockerRegistry
 from harness.repository import MountedRepository
 from harness.sha256 import hash_state
 from harness.storage import Storage, digest_of
+from harness.strace import dying_at_write
 
 OLD_GOB = bytes.fromhex("63ff810301010a73746174654e756d626572") + b"\x01" * 138
 
@@ -345,6 +346,40 @@ def test_a_state_of_the_last_bytes_only(repository: MountedRepository, registry:
         repository.commit(upload_id, digest_of(rest))
     repository.commit(upload_id, digest_of(data[: len(rest)]))
     repository.assert_stored(data[: len(rest)])
+
+
+def test_a_state_of_bytes_that_never_came(mounts, storage: Storage, tmp_path: Path, payload) -> None:
+    """The registry dies between a state and its bytes, while the mount has the upload closed; others come then.
+
+    Should the mount die as well, before it has stored a state of its own, the size is that of the registry's state. It
+    would believe it, and serve what was never uploaded.
+    """
+    begun, theirs, ours = payload(50_000), payload(3000), b"o" * 3000
+    storage.make_repository("r")
+    repository = MountedRepository(mounts(storage), storage, "r")
+    registry = DockerRegistry(storage.root, tmp_path / "registry")
+    with registry:
+        repository.put_upload("layer", begun)
+        directory = repository.upload_directory("layer")
+        with dying_at_write(registry.pid, directory / "data"), pytest.raises(OSError):
+            registry.patch(signed_url(registry, repository, "layer"), theirs)
+    assert (directory / "data").read_bytes() == begun
+    assert (directory / "hashstates/sha256/53000").read_bytes() == hash_state(begun + theirs)
+
+    upload = os.open(repository.upload("layer"), os.O_RDWR | os.O_APPEND)
+    os.write(upload, ours)
+    assert os.pread(upload, 3000, 50_000) == ours  # so they are in storage, though not synced
+    repository.mount.kill9()
+    with pytest.raises(OSError, match="not connected"):
+        os.close(upload)
+    assert (directory / "data").read_bytes() == begun + ours
+    with registry:
+        started_at = (directory / "startedat").read_text()
+        url = registry.resume_url("r", directory.name, offset=53_000, started_at=started_at)
+        assert registry.put(url, digest_of(begun + theirs)).status == 400
+        assert not registry.serves("r", digest_of(begun + theirs), begun + ours)
+        assert registry.put(url, digest_of(begun + ours)).status == 201
+        assert registry.serves("r", digest_of(begun + ours), begun + ours)
 
 
 # --- at the same time ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from layerfs.errors import (
     StorageFull,
     UnsupportedByDriver,
 )
-from layerfs.registry import LayerService, Registry
+from layerfs.registry import LayerService, Registry, hashing
 
 pytestmark = pytest.mark.also_on("s3")
 
@@ -482,6 +482,21 @@ async def test_a_state_whose_storing_failed_is_deleted_too(registry: Registry, w
     assert not [path for path in await files_in(registry.driver) if "hashstates" in path]
 
 
+@pytest.mark.local("an upload is written in the middle")
+async def test_states_of_others_in_an_upload_without_any_of_ours(
+    layers: LayerService, driver: StorageDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where none can be made, others may have stored some while it was let go: before a random write they go too."""
+    monkeypatch.setattr(hashing, "_libcrypto", lambda: None)
+    upload = await layers.upload(file_name=UUID)
+    await upload.write(b"0123456789")
+    await upload.close_writer()
+    await driver.put_content(path_of(UUID, "hashstates/sha256/10"), hash_state(b"0123456789"))
+    await upload.write_at(0, b"x")
+    await upload.store()
+    assert not [path for path in await files_in(driver) if "hashstates" in path]
+
+
 # --- resuming ------------------------------------------------------------------------------------------------
 
 
@@ -504,6 +519,24 @@ async def test_states_ahead_of_the_data(layers: LayerService, driver: StorageDri
         await upload.flush()
     states = {path.rpartition("/")[2] for path in await files_in(driver) if "hashstates" in path}
     assert not states & {"8", "0x8"}
+
+
+@pytest.mark.parametrize("length", [0, 7])
+async def test_states_ahead_of_the_data_that_come_while_it_is_let_go(
+    layers: LayerService, driver: StorageDriver, length: int
+) -> None:
+    """A registry that dies before its bytes are stored leaves the upload as it was, but for a state of those bytes.
+
+    Before there is any byte that it is not of, it must be gone: by that size alone a registry would believe it.
+    """
+    upload = await layers.upload(file_name=UUID)
+    await upload.write(b"content"[:length])
+    await upload.close_writer()
+    await driver.put_content(path_of(UUID, f"hashstates/sha256/{length + 5}"), hash_state(b"other content"[-5:]))
+    await upload.write(b"abcde")
+    await upload.store()
+    assert path_of(UUID, f"hashstates/sha256/{length + 5}") not in await files_in(driver)
+    assert await upload.finish(Digest.of(b"content"[:length] + b"abcde"))
 
 
 async def test_states_up_to_the_data_stay(layers: LayerService, driver: StorageDriver) -> None:
