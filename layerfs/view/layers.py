@@ -56,7 +56,7 @@ class LayersDirectory(OwnDirectory):
         if not state.options.allow_delete:
             raise NotPermitted(f"{name!r} in {self.path} can be removed only on a mount made with --allow-delete")
         await self._service.delete(self._digest(name))
-        self._state.layer_listings.forget(self.repository)
+        self._state.layers_changed(self.repository)
 
     async def link(self, node: Node, name: str) -> Node:
         """A cross-repository mount: the blob gets a link here too."""
@@ -68,7 +68,7 @@ class LayersDirectory(OwnDirectory):
             raise InvalidArgument(f"a layer keeps its name: link it as {node.name!r}, not as {name!r}")
         info = await self._service.mount(node.repository, digest)
         self._state.fresh_repositories.discard(self.repository)
-        self._state.layer_listings.forget(self.repository)
+        self._state.layers_changed(self.repository)
         return LayerFile(self._state, self.repository, info)
 
     async def _is_alias(self, digest: LayerName, node: BlobFile) -> bool:

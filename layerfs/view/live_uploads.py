@@ -64,6 +64,7 @@ class LiveUploads:
         """The upload is no more."""
         self.drop(name, uuid)
         self._listings.removed(name, uuid)
+        self.state.catalog_changed()
 
     def drop(self, name: str, uuid: str) -> None:
         """What is known here of the upload is of no use any more."""
@@ -145,6 +146,7 @@ class LiveUploads:
         """There is another upload, and somebody who writes it."""
         self._keep(live)
         self._listings.began(live.upload.name, live.info)
+        self.state.catalog_changed()
         self.state.fresh_repositories.discard(live.upload.name)
 
     def writer_closed(self, live: LiveUpload) -> None:
@@ -204,4 +206,5 @@ class LiveUploads:
             yield
         except BaseException:
             self._listings.forget(name)
+            self.state.catalog_changed()
             raise

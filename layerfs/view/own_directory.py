@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import ClassVar
 
@@ -37,12 +36,8 @@ class OwnDirectory(Directory):
         self, listings: ExpiringListings[DirectoryEntry], list_nodes: Callable[[], Awaitable[Sequence[ListedNode]]]
     ) -> Sequence[DirectoryEntry]:
         """The listing from memory while it is fresh, else what `list_nodes` gives."""
-        entries = listings.get(self.repository)
-        if entries is not None:
-            # What they say counts since they were listed: the kernel may not believe it for as long again.
-            left = listings.left(self.repository)
-            return [entry.believable_for(left) for entry in entries]
-        began_at = time.monotonic()
-        entries = [node.entry() for node in await list_nodes()]
-        listings.put(self.repository, began_at, entries)
-        return entries
+
+        async def entries() -> Sequence[DirectoryEntry]:
+            return [node.entry() for node in await list_nodes()]
+
+        return await listings.get_or_list(self.repository, entries)

@@ -29,7 +29,7 @@ class RepositoryDirectory(Directory):
     """
 
     def __init__(self, layouts: Layouts, control: ControlDirectory, name: str) -> None:
-        self.path = self._name = name
+        self.path = self.name = name
         self._state = layouts.state
         self._uploads = layouts.uploads
         self._layouts = layouts
@@ -37,18 +37,18 @@ class RepositoryDirectory(Directory):
 
     @property
     def key(self) -> Hashable:
-        return ("repository", self._name)
+        return ("repository", self.name)
 
     async def attributes(self) -> Attributes:
         return self._attributes()
 
     async def extended_attributes(self) -> dict[str, str]:
-        return {"repository": self._name} if self._name else {}
+        return {"repository": self.name} if self.name else {}
 
     async def lookup(self, name: str) -> Node:
-        if name == CONTROL and not self._name:
+        if name == CONTROL and not self.name:
             return self._control
-        if name in _OWN_DIRECTORIES and self._name:
+        if name in _OWN_DIRECTORIES and self.name:
             return self._own_directory(name)
         child = self._child_name(name)
         if not is_stored_component(name) or not await self._exists(child):
@@ -56,17 +56,22 @@ class RepositoryDirectory(Directory):
         return self._child(name)
 
     async def entries(self) -> Sequence[DirectoryEntry]:
+        if not self._state.is_far:
+            return await self._list()
+        return await self._state.catalog_listings.get_or_list(self.name, self._list)
+
+    async def _list(self) -> Sequence[DirectoryEntry]:
         try:
-            listing = await self._state.registry.list(self._name)
+            listing = await self._state.registry.list(self.name)
             components, is_repository = set(listing.components), listing.is_repository
         except RepositoryUnknown:
             # Where there are no directories, the beginning of a remembered name is remembered with it.
-            if self._name not in self._state.fresh_repositories and not self._is_remembered(self._name):
+            if self.name not in self._state.fresh_repositories and not self._is_remembered(self.name):
                 raise
             components, is_repository = set(), False
         components.update(self._remembered_components())
         nodes: list[tuple[str, Node]] = [(name, self._child(name)) for name in sorted(components)]
-        if is_repository or self._name in self._state.fresh_repositories:
+        if is_repository or self.name in self._state.fresh_repositories:
             nodes += [(name, self._own_directory(name)) for name in _OWN_DIRECTORIES]
         return [DirectoryEntry(name.encode(), node, self._attributes()) for name, node in nodes]
 
@@ -78,9 +83,12 @@ class RepositoryDirectory(Directory):
             raise InvalidArgument(f"{error}; a directory here is a repository") from error
         if await self._exists(child):
             raise EntryExists(f"{child} exists")
-        await self._state.registry.create_repository(child)
-        self._state.fresh_repositories.add(child)
-        await self._become_beginning()
+        try:
+            await self._state.registry.create_repository(child)
+            self._state.fresh_repositories.add(child)
+            await self._become_beginning()
+        finally:
+            self._state.catalog_changed()
         return self._child(name)
 
     async def remove_directory(self, name: str) -> None:
@@ -93,13 +101,15 @@ class RepositoryDirectory(Directory):
         except RepositoryUnknown:
             if child not in self._state.fresh_repositories:
                 raise
+        finally:
+            self._state.catalog_changed()
         self._state.fresh_repositories.discard(child)
 
     async def _become_beginning(self) -> None:
         """`mkdir -p a/b` is to make one repository, not two: an `a` that was just made for that is none any more."""
-        if self._name in self._state.fresh_repositories:
-            self._state.fresh_repositories.discard(self._name)
-            await self._state.registry.demote_repository(self._name)
+        if self.name in self._state.fresh_repositories:
+            self._state.fresh_repositories.discard(self.name)
+            await self._state.registry.demote_repository(self.name)
 
     async def _exists(self, name: str) -> bool:
         return self._is_remembered(name) or await self._state.registry.has_directory(name)
@@ -115,30 +125,30 @@ class RepositoryDirectory(Directory):
     def _remembered_components(self) -> set[str]:
         if not self._remembers_directories():
             return set()
-        beginning = f"{self._name}/" if self._name else ""
+        beginning = f"{self.name}/" if self.name else ""
         return {
             fresh[len(beginning) :].partition("/")[0]
             for fresh in self._state.fresh_repositories
-            if fresh.startswith(beginning) and fresh != self._name
+            if fresh.startswith(beginning) and fresh != self.name
         }
 
     def _child_name(self, component: str) -> str:
-        return f"{self._name}/{component}" if self._name else component
+        return f"{self.name}/{component}" if self.name else component
 
     def _child(self, component: str) -> RepositoryDirectory:
         name = self._child_name(component)
         return RepositoryDirectory(self._layouts, self._control, name)
 
     def _own_directory(self, name: str) -> Directory:
-        uploads = UploadsDirectory(self._uploads, self._name)
+        uploads = UploadsDirectory(self._uploads, self.name)
         if name == LAYERS:
-            return LayersDirectory(self._state, self._uploads, self._name)
+            return LayersDirectory(self._state, self._uploads, self.name)
         if name == MANIFESTS:
-            return ManifestsDirectory(self._state, uploads, self._name)
+            return ManifestsDirectory(self._state, uploads, self.name)
         if name == TAGS:
-            return TagsDirectory(self._state, uploads, self._name)
+            return TagsDirectory(self._state, uploads, self.name)
         if name == OCI:
-            return LayoutDirectory(self._layouts, self._name)
+            return LayoutDirectory(self._layouts, self.name)
         return uploads
 
     def _attributes(self) -> Attributes:

@@ -64,6 +64,9 @@ class ExpiringListings(Generic[_Value]):
         # When a name was forgotten; and until when any name may have been that is not among these.
         self._forgotten: OrderedDict[str, float] = OrderedDict()
         self._forgotten_before = -math.inf
+        # What the listing that was last looked into lists, by name.
+        self._indexed: Sequence[_Value] = ()
+        self._index: dict[str, Node] = {}
 
     def get(self, name: str) -> Sequence[_Value] | None:
         """The listing, if it is fresh."""
@@ -96,6 +99,38 @@ class ExpiringListings(Generic[_Value]):
         self._ttl = ttl
         self._kept.clear()
 
+    def find(self: ExpiringListings[DirectoryEntry], name: str, entry_name: str) -> Node | None:
+        """What the listing has under a name, if it is fresh."""
+        kept_until, listing = self._kept.get(name, (-math.inf, ()))
+        return self._node(listing, entry_name) if time.monotonic() < kept_until else None
+
+    def _node(self: ExpiringListings[DirectoryEntry], listing: Sequence[DirectoryEntry], name: str) -> Node | None:
+        if listing is not self._indexed:
+            self._indexed, self._index = listing, {entry.name.decode(): entry.node for entry in listing}
+        return self._index.get(name)
+
+    async def get_or_list(
+        self: ExpiringListings[DirectoryEntry],
+        name: str,
+        list_entries: Callable[[], Awaitable[Sequence[DirectoryEntry]]],
+    ) -> Sequence[DirectoryEntry]:
+        """The listing while it is fresh, else what `list_entries` gives, which is kept."""
+        entries = self.get(name)
+        if entries is not None:
+            # What they say counts since they were listed: the kernel may not believe it for as long again.
+            left = self.left(name)
+            return [entry.believable_for(left) for entry in entries]
+        began_at = time.monotonic()
+        entries = await list_entries()
+        self.put(name, began_at, entries)
+        return entries
+
+    def forget_all(self) -> None:
+        """After a change of our own that may show in any of them."""
+        self._kept.clear()
+        self._forgotten.clear()
+        self._forgotten_before = time.monotonic()
+
     def forget(self, name: str) -> None:
         """After a change of our own, which must be seen at once."""
         self._kept.pop(name, None)
@@ -121,9 +156,6 @@ class TagListings(ExpiringListings[DirectoryEntry]):
         self._is_far = is_far
         # Until when tags are found in the listings that are kept.
         self._found_until: dict[str, float] = {}
-        # What the listing that was last looked into lists, by name.
-        self._indexed: Sequence[DirectoryEntry] = ()
-        self._index: dict[str, Node] = {}
         # By repository and tag, the newest last, with when storage was asked.
         self._looked_up: OrderedDict[tuple[str, str], tuple[float, Node]] = OrderedDict()
 
@@ -144,11 +176,9 @@ class TagListings(ExpiringListings[DirectoryEntry]):
         if not self._is_far:
             return None
         if name in self._kept and time.monotonic() < self._found_until.get(name, 0.0):
-            listing = self._kept[name][1]
-            if listing is not self._indexed:
-                self._indexed, self._index = listing, {entry.name.decode(): entry.node for entry in listing}
-            if tag in self._index:
-                return self._index[tag]
+            found = self._node(self._kept[name][1], tag)
+            if found is not None:
+                return found
         asked_at, node = self._looked_up.get((name, tag), (-math.inf, None))
         return node if self._is_current(name, asked_at) else None
 
@@ -173,10 +203,11 @@ class MountState:
         self.stats = MountStats()
         #: Repositories that were made by `mkdir` here and may have nothing in them.
         self.fresh_repositories: set[str] = set()
+        #: Whether storage is where each look at it is a request.
+        self.is_far = registry.driver.capabilities.listed_files
+        self.catalog_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
         self.layer_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
-        self.upload_listings = UploadListings(
-            options.metadata_ttl, self.service, is_far=registry.driver.capabilities.listed_files
-        )
+        self.upload_listings = UploadListings(options.metadata_ttl, self.service, is_far=self.is_far)
         self.read_ahead = PartPool(lambda task: self.start(task, "reading ahead"))
         self.contents: Contents | None = None
         if registry.content is not None:
@@ -188,7 +219,7 @@ class MountState:
                 verify=options.verify_reads,
             )
         self.manifest_listings: ExpiringListings[DirectoryEntry] = ExpiringListings(options.metadata_ttl)
-        self.tag_listings = TagListings(options.metadata_ttl, is_far=registry.driver.capabilities.listed_files)
+        self.tag_listings = TagListings(options.metadata_ttl, is_far=self.is_far)
         self.index_listings: ExpiringListings[IndexEntry] = ExpiringListings(options.metadata_ttl)
         #: Told when a file has become another one, an upload a layer. Set by the tree.
         self.became: Callable[[Node, Node], None] = lambda old, new: None  # noqa: ARG005
@@ -220,6 +251,7 @@ class MountState:
     @property
     def _listings(self) -> tuple[ExpiringListings[DirectoryEntry] | ExpiringListings[IndexEntry] | UploadListings, ...]:
         return (
+            self.catalog_listings,
             self.layer_listings,
             self.upload_listings,
             self.manifest_listings,
@@ -250,8 +282,18 @@ class MountState:
         self.fresh_repositories.discard(name)
         return ManifestInfo(descriptor.digest, descriptor.size, time.time_ns())
 
+    def catalog_changed(self) -> None:
+        """There may be a repository more or less: where there are no directories, with what is in it or was."""
+        self.catalog_listings.forget_all()
+
+    def layers_changed(self, name: str) -> None:
+        """The layers of repository `name` are others now."""
+        self.catalog_changed()
+        self.layer_listings.forget(name)
+
     def manifests_changed(self, name: str) -> None:
         """The manifests or tags of repository `name` are others now."""
+        self.catalog_changed()
         self.manifest_listings.forget(name)
         self.tag_listings.forget(name)
         self.index_listings.forget(name)

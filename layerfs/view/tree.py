@@ -37,6 +37,7 @@ from layerfs.view.nodes import Attributes, Directory, DirectoryEntry, Handle, Ha
 from layerfs.view.oci.state import Layouts
 from layerfs.view.repositories import RepositoryDirectory
 from layerfs.view.state import MountState, TreeOptions
+from layerfs.view.walk_ahead import WalkAhead
 
 __all__ = ["ROOT_INO", "Tree", "TreeOptions"]
 
@@ -64,6 +65,10 @@ class Tree:
         self._state.became = self._inodes.rebind
         self._handles: HandleTable[Handle] = HandleTable(options.max_handles)
         self._directories: HandleTable[DirectorySnapshot] = HandleTable(options.max_handles)
+        self._walk_ahead = WalkAhead(
+            lambda task: self._state.start(task, "listing ahead"),
+            lambda: self.options.metadata_ttl if self._state.is_far else 0.0,
+        )
 
     def change_options(self, options: TreeOptions) -> None:
         """Changes what can be changed while it is used; the rest of `options` is not looked at."""
@@ -222,7 +227,7 @@ class Tree:
         """Opens a directory: lists it once."""
         with self._directories.room():
             directory = self._directory(ino)
-            return self._directories.add(DirectorySnapshot(directory.path, await directory.entries()))
+            return self._directories.add(DirectorySnapshot(directory.path, await self._walk_ahead.entries(directory)))
 
     def directory(self, handle: HandleId) -> DirectorySnapshot:
         """An open directory. Raises `BadHandle`."""

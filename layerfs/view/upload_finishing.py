@@ -38,7 +38,7 @@ async def finish(uploads: LiveUploads, name: str, uuid: str, file_name: str, dig
         raise
     finally:
         # One that has failed may have got as far as the link.
-        state.layer_listings.forget(name)
+        state.layers_changed(name)
         state.upload_listings.changed(name, uuid, None)
     live.error = ""
     state.stats.uploads_committed += 1

@@ -173,7 +173,7 @@ class AlgorithmDirectory(ScratchHolder):
         digest = self._digest(name)
         if digest is None:
             return await self._scratch(name)
-        found = await self.stored(digest)
+        found = self._listed(digest) or await self.stored(digest)
         if found is not None:
             return LayoutBlob(self, found, digest)
         candidate = self._layouts.candidate(self.repository, digest)
@@ -214,7 +214,7 @@ class AlgorithmDirectory(ScratchHolder):
         if not isinstance(node, BlobFile) or digest is None or digest not in (node.digest, node.blob.digest):
             raise InvalidArgument(f"only a layer can be linked into {self.path}, and under its own digest")
         info = await self._state.service(self.repository).mount(node.repository, digest)
-        self._state.layer_listings.forget(self.repository)
+        self._state.layers_changed(self.repository)
         return LayoutBlob(self, info.blob, digest)
 
     async def remove(self, name: str) -> None:
@@ -229,11 +229,21 @@ class AlgorithmDirectory(ScratchHolder):
             raise BlobInUse(self.repository, digest, "it has just arrived, and no index names it yet")
         async with self._layouts.of(self.repository).applying:
             await remove_unused(self._state.registry, self.repository, digest, grace=GRACE)
-        self._state.layer_listings.forget(self.repository)
+        self._state.layers_changed(self.repository)
         self._state.manifests_changed(self.repository)
 
     def _digest(self, name: str) -> Digest | None:
         return Digest.parse_or_none(f"{self.algorithm}:{name}")
+
+    def _listed(self, digest: Digest) -> BlobInfo | None:
+        """The layer or manifest, if it takes a request to ask for it and it was listed a moment ago."""
+        if not self._state.is_far:
+            return None
+        for listings in (self._state.layer_listings, self._state.manifest_listings):
+            node = listings.find(self.repository, str(digest))
+            if isinstance(node, BlobFile):
+                return node.blob
+        return None
 
     async def stored(self, digest: Digest) -> BlobInfo | None:
         """The layer or manifest, if the repository has it."""

@@ -128,11 +128,10 @@ async def current_entries(layouts: Layouts, repository: str) -> Sequence[IndexEn
 
 async def entries_of(layouts: Layouts, repository: str, tags: Sequence[Tag]) -> list[IndexEntry]:
     """What an index lists for these tags."""
-    described = await layouts.state.manifests(repository).describe([tag.digest for tag in tags])
+    digests = list({tag.digest: None for tag in tags})
+    described = dict(zip(digests, await layouts.state.manifests(repository).describe(digests), strict=True))
     return [
-        IndexEntry(descriptor, tag.name)
-        for tag, descriptor in zip(tags, described, strict=True)
-        if isinstance(descriptor, Descriptor)
+        IndexEntry(descriptor, tag.name) for tag in tags if isinstance(descriptor := described[tag.digest], Descriptor)
     ]
 
 
