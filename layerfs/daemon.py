@@ -101,7 +101,7 @@ def notify(state: str) -> None:
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
-            manager.sendto(state.encode(), address)
+            manager.sendto(state.encode(errors="backslashreplace"), address)
     except OSError as exc:
         log.warning("the service manager at %r cannot be told %r: %s", os.environ["NOTIFY_SOCKET"], state, exc)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -42,6 +43,16 @@ class SessionOptions:
     read_only: bool = False
     operation_timeout: float = 60.0
     slow_operation: float = 10.0
+
+
+class _Option(str):
+    """An option of any characters. Of itself pyfuse3 encodes as ASCII, which names of directories need not be."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "", errors: str = "") -> bytes:  # noqa: ARG002 - those of `str`
+        """As the names of files are."""
+        return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 class Session:
@@ -109,7 +120,7 @@ class Session:
 def _mount_options(options: SessionOptions) -> set[str]:
     # libfuse splits the options at commas, and fusermount3 escapes for the table of mounts itself.
     name = options.source_name.replace("\\", "\\\\").replace(",", "\\,")
-    chosen = {f"fsname={name}", "subtype=layerfs", "nosuid", "nodev", "noatime"}
+    chosen: set[str] = {_Option(f"fsname={name}"), "subtype=layerfs", "nosuid", "nodev", "noatime"}
     if options.read_only:
         chosen.add("ro")
     if options.allow_other:

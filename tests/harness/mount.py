@@ -237,10 +237,11 @@ class Mount:
         """The newest line about the mountpoint in mountinfo, which can be read without touching the mount."""
         wanted = os.fsencode(self.path).decode("unicode_escape")
         found = None
-        with open("/proc/self/mountinfo") as lines:
+        # A source can have any name, also one that is no text.
+        with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
             for line in lines:
                 fields = line.split()
-                if fields[4].encode().decode("unicode_escape") == wanted:
+                if os.fsencode(fields[4]).decode("unicode_escape") == wanted:
                     found = fields
         return found
 

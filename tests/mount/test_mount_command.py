@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -55,6 +57,20 @@ def test_create(mounts, tmp_path: Path) -> None:
     os.mkdir(mount.path / "r")
     MountedRepository(mount, Storage(tmp_path / "new"), "r").put_layer(b"abc")
     assert Storage(tmp_path / "new").blob(digest_of(b"abc")).read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize("name", ["größe, 層 é", "a\nb\\c#,", os.fsdecode(b"\xff\xfe")])
+def test_a_source_of_any_name(mounts, tmp_path: Path, name: str) -> None:
+    """The table of mounts has the name of the directory as it is, and what the mount tells of itself can be read."""
+    source = tmp_path / name
+    source.mkdir()
+    mount = mounts(source, "--create")
+    table = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+    (line,) = [line for line in table if os.fsencode(mount.path) in line.split()]
+    shown = line.partition(b" - ")[2].split()[1]
+    assert re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), shown) == os.fsencode(source)
+    assert json.loads((mount.path / ".layerfs/status.json").read_bytes())["source"] == str(source)
+    assert (mount.path / ".layerfs/stats").read_bytes()
 
 
 def test_a_mountpoint_that_is_missing(storage: Storage, tmp_path: Path) -> None:
