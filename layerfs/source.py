@@ -61,8 +61,8 @@ USER_ERRORS: Final = (
     UnsupportedByDriver,
 )
 
-#: In the names of parameters that hold credentials.
-_CREDENTIALS: Final = "key|secret|token|password|credential"
+#: In the names of parameters that hold credentials; the one of a file with them is no secret.
+_CREDENTIALS: Final = "key|secret|token|password|credential(?!s_file$)"
 
 #: A source that ends in a part of the layout inside a storage.
 _INSIDE_STORAGE: Final = re.compile(r"(?P<root>.*)/docker(/registry(/v2(/.*)?)?)?/*", re.DOTALL)
