@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -24,7 +25,7 @@ import google.auth.exceptions
 import google.auth.transport.requests
 
 from layerfs.driver.body import Body
-from layerfs.driver.gcs_errors import ResponseError, failing, gcs_error
+from layerfs.driver.gcs_errors import CredentialsNotFound, ResponseError, failing, gcs_error
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, Tries, seconds_asked_for
 from layerfs.driver.trust import trusting
@@ -178,6 +179,8 @@ class _Tokens:
     def __init__(self, options: GcsOptions) -> None:
         self._options = options
         self._credentials: Any = None
+        # Whoever waits for a silent service is in a thread, which nobody can end before this.
+        self._ask = functools.partial(google.auth.transport.requests.Request(), timeout=options.read_timeout)
         self._renewing = asyncio.Lock()
 
     async def get(self) -> str:
@@ -197,15 +200,37 @@ class _Tokens:
         return self._credentials is not None and bool(self._credentials.valid)
 
     def _renew(self) -> None:
+        """Raises nothing but what Google's library calls its own errors; of other kinds it lets some through."""
         if self._credentials is None:
-            if self._options.credentials is not None:
-                self._credentials, _ = google.auth.load_credentials_from_dict(  # type: ignore[no-untyped-call]
-                    dict(self._options.credentials), scopes=_SCOPES
-                )
-            elif self._options.credentials_file is not None:
-                self._credentials, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
-                    self._options.credentials_file, scopes=_SCOPES
-                )
-            else:
-                self._credentials, _ = google.auth.default(scopes=_SCOPES)
-        self._credentials.refresh(google.auth.transport.requests.Request())
+            try:
+                self._credentials = self._find()
+            except Exception as error:
+                raise CredentialsNotFound(self._place) from error
+        try:
+            self._credentials.refresh(self._ask)
+        except google.auth.exceptions.GoogleAuthError:
+            raise
+        except Exception as error:
+            # It has trusted that what came is an answer of such a service: it can be a page of a proxy.
+            raise google.auth.exceptions.TransportError("no token") from error  # type: ignore[no-untyped-call]
+
+    def _find(self) -> Any:
+        if self._options.credentials is not None:
+            found, _ = google.auth.load_credentials_from_dict(  # type: ignore[no-untyped-call]
+                dict(self._options.credentials), scopes=_SCOPES
+            )
+        elif self._options.credentials_file is not None:
+            found, _ = google.auth.load_credentials_from_file(  # type: ignore[no-untyped-call]
+                self._options.credentials_file, scopes=_SCOPES
+            )
+        else:
+            found, _ = google.auth.default(scopes=_SCOPES)
+        return found
+
+    @property
+    def _place(self) -> str:
+        """Where credentials are looked for, for messages."""
+        if self._options.credentials is not None:
+            return "the registry's configuration"
+        named = self._options.credentials_file or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+        return f"{named!r}" if named else "the places where it looks: name a file in GOOGLE_APPLICATION_CREDENTIALS"

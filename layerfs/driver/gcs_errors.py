@@ -52,13 +52,21 @@ class ResponseError(Exception):
         self.reason = _reason(body)
 
 
+class CredentialsNotFound(exceptions.DefaultCredentialsError):
+    """There are none at `place`, or none that Google's library understands."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)  # type: ignore[no-untyped-call]
+        self.place = place
+
+
 def failing(error: BaseException) -> Failing:
     """For how long a try fails."""
     if isinstance(error, ResponseError):
         return Failing.FOR_NOW if error.reason in _TOO_MANY else failing_by_status(error.status)
-    # Google's library has asked for a token more than once itself.
-    is_final = isinstance(error, aiohttp.InvalidURL | exceptions.GoogleAuthError)
-    return Failing.FOR_GOOD if is_final else _NETWORK.failing(error)
+    if isinstance(error, exceptions.GoogleAuthError):
+        return Failing.FOR_NOW if _is_away(error) else Failing.FOR_GOOD
+    return Failing.FOR_GOOD if isinstance(error, aiohttp.InvalidURL) else _NETWORK.failing(error)
 
 
 def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
@@ -66,9 +74,25 @@ def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, ResponseError):
         return _response_error(error, path, store)
     if isinstance(error, exceptions.GoogleAuthError):
-        kind = type(error).__name__
-        return AccessDenied(path, f"{store}: Google's library finds no credentials that it could use ({kind})")
+        return _credentials_error(error, path, store)
     return _NETWORK.error(error, path, store=store)
+
+
+def _credentials_error(error: exceptions.GoogleAuthError, path: str, store: str) -> DriverError:
+    kind = type(error).__name__
+    if _is_away(error):
+        reason = f"the service that gives out access tokens cannot be reached, or does not answer as one ({kind})"
+        return BackendFailure(path, f"{store}: {reason}")
+    if isinstance(error, CredentialsNotFound):
+        return AccessDenied(path, f"{store}: Google's library finds no credentials that it could use in {error.place}")
+    return AccessDenied(path, f"{store}: Google's library finds no credentials that it could use ({kind})")
+
+
+def _is_away(error: exceptions.GoogleAuthError) -> bool:
+    """Whether credentials were not refused: there was nobody to look at them, or nobody who had time."""
+    # For the machine's own service account the library says of both that a token could not be had.
+    causes = (error, error.__cause__)
+    return bool(error.retryable) or any(isinstance(cause, exceptions.TransportError) for cause in causes)
 
 
 def _response_error(error: ResponseError, path: str, store: str) -> DriverError:
