@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from harness.commands import append, get_xattr, run, shell, wait_until
 from harness.mount import COMMAND, Mount
 from harness.object_stores import BUCKET, Stored, gateway
 from harness.registry import SIGNING_KEY, ConfiguredRegistry, DockerRegistry
+from harness.s3_proxy import S3Proxy
 from harness.storage import digest_of, digest_of_file
 
 MEBIBYTE = 1 << 20
@@ -207,6 +210,34 @@ def test_killed_here_and_gone_on_with_on_another_mount(
     append(other.upload("layer"), data[size:])
     other.finish("layer", data)
     assert registry.serves(NAME, digest_of(data), data)
+
+
+def test_a_state_of_bytes_that_never_came(mounted: Mounted, registry: DockerRegistry, payload, tmp_path: Path) -> None:
+    """A registry dies between a state and its bytes, while the mount has the upload closed; others come then.
+
+    The mount has not seen what was there before, so it has no state of its own to put in the place of the registry's.
+    Another registry must not believe that, and serve what was never uploaded.
+    """
+    begun, theirs, ours = payload(6 * MEBIBYTE), payload(3000), payload(3000)
+    url = registry.patch(registry.post(NAME), begun)
+    name = upload_id_of(url)
+    wait_until(lambda: name in os.listdir(mounted.path / "_uploads"), "the upload on the mount", seconds=5)
+    append(mounted.upload(name), b"")
+    with S3Proxy(gateway().endpoint) as proxy:
+        config = tmp_path / "config.yml"
+        config.write_text(registry.config.read_text().replace(gateway().endpoint, proxy.url))
+        with ConfiguredRegistry(config, tmp_path) as dying, ThreadPoolExecutor(1) as threads:
+            proxy.fail("stall", "UploadPart", times=100)
+            answer = threads.submit(dying.patch, url, theirs)
+            wait_until(lambda: proxy.counts["UploadPart"], "the registry to store its bytes", seconds=10)
+            os.kill(dying.pid, signal.SIGKILL)
+            with pytest.raises(OSError):
+                answer.result(10)
+    assert mounted.size(name) == len(begun)
+    append(mounted.upload(name), ours)
+    assert registry.put(mounted.signed_url(registry, name), digest_of(begun + theirs)).status == 400
+    mounted.finish(name, begun + ours)
+    assert registry.serves(NAME, digest_of(begun + ours), begun + ours)
 
 
 def test_a_wrong_digest_over_http(mounted: Mounted, registry: DockerRegistry, payload) -> None:
