@@ -7,6 +7,7 @@ is no writer here: so what is known of it counts only while its version is the o
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable
 from typing import Final, TypeVar
 
@@ -17,8 +18,10 @@ from layerfs.errors import (
     BackendFailure,
     ContentChanged,
     ContentTooLarge,
+    DriverError,
     InvalidOffset,
     LayerfsError,
+    LayerUploadUnknown,
     UnsupportedByDriver,
 )
 from layerfs.registry.hash_states import HashStates
@@ -222,6 +225,8 @@ class UploadData:
             states = await self._upload.look_for_states()
             writer = await self._driver.writer(self._directory.data, append=True)
             try:
+                if not writer.size:
+                    await self._check_not_made_anew()
                 if writer.version() is None or not self._left_version == writer.version() == self._hash.version:
                     await self._take_over(writer)
                 await self._states.delete_ahead_of(writer.size, states)
@@ -232,6 +237,15 @@ class UploadData:
             self._stored_size = writer.size
             self._writer = writer
         return self._writer
+
+    async def _check_not_made_anew(self) -> None:
+        """Somebody may have ended the upload since it was looked for: then opening its `data` has made another one."""
+        try:
+            await self._upload.check_exists()
+        except LayerUploadUnknown:
+            with contextlib.suppress(DriverError):
+                await self._upload.delete()
+            raise
 
     async def _take_over(self, writer: FileWriter) -> None:
         """Goes on with a file that somebody else has written, or may have; also if it was verified since."""

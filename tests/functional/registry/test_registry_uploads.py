@@ -614,6 +614,31 @@ async def test_an_upload_that_somebody_else_has_ended(layers: LayerService, driv
     assert await files_in(driver) == {}
 
 
+@pytest.mark.parametrize("end", ["finish", "cancel"])
+@pytest.mark.parametrize("content", [b"content", b""])
+async def test_an_upload_that_somebody_else_ends_while_it_is_opened(
+    registry: Registry, watched: FaultyDriver, end: str, content: bytes
+) -> None:
+    """It has been seen a moment ago, and would be made anew by opening its data: bytes for nobody."""
+    layers = registry.repository(NAME).layers
+    async with await layers.upload(file_name=UUID) as begun:
+        await begun.write(content)
+    upload = await Registry(watched).repository(NAME).layers.resume(UUID)
+
+    async def end_it(what: str, path: str) -> None:
+        if what == "writer":
+            watched.on_call = None
+            other = await layers.resume(UUID)
+            await (other.finish(Digest.of(content)) if end == "finish" else other.cancel())
+
+    watched.on_call = end_it
+    with pytest.raises(LayerUploadUnknown):
+        await upload.open_writer()
+    await upload.close()
+    assert not [path for path in await files_in(registry.driver) if UUID in path]
+    assert [info.blob.size for info in await layers.list()] == ([len(content)] if end == "finish" else [])
+
+
 # --- cancelling ----------------------------------------------------------------------------------------------
 
 
