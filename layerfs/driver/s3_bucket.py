@@ -56,6 +56,9 @@ PART_MEMORY: Final = 256 * MEBIBYTE
 #: Bytes from which on a body is received in buffers that are used again; nearly all such bodies have just so many.
 _BUFFERED: Final = 8 * MEBIBYTE
 
+#: Keys that a page of a listing has at most.
+PAGE_KEYS: Final = 1000
+
 #: Keys that one request deletes.
 _DELETED_AT_ONCE: Final = 1000
 
@@ -111,7 +114,7 @@ class Bucket:
         except (Refused, AccessDenied):
             # The answer to a HEAD has no body that could say why; that to another request has.
             renewals = self._client.renewals
-            await self.list_objects(path, self.key(path), limit=1)
+            await self._page(path, {"Prefix": self.key(path), "MaxKeys": 1})
             if renewals == self._client.renewals:
                 raise
         # It was for credentials that are others by now.
@@ -191,14 +194,12 @@ class Bucket:
 
     # --- listings ------------------------------------------------------------------------------------------------
 
-    async def list_objects(self, path: str, prefix: str, *, limit: int = 1000) -> Page:
-        """The first page of what has the prefix."""
-        page, _ = await self._page(path, {"Prefix": prefix, "MaxKeys": limit})
-        return page
-
-    async def pages(self, path: str, prefix: str, *, delimiter: str = "") -> AsyncIterator[Page]:
-        """All that has the prefix, by pages; at least one, which may be empty."""
+    async def pages(
+        self, path: str, prefix: str, *, delimiter: str = "", limit: int = PAGE_KEYS
+    ) -> AsyncIterator[Page]:
+        """All that has the prefix, by pages of up to `limit` keys; at least one. Any of them may be empty."""
         wanted: dict[str, Any] = {"Prefix": prefix, **({"Delimiter": delimiter} if delimiter else {})}
+        wanted |= {"MaxKeys": limit} if limit < PAGE_KEYS else {}
         token: str | None = ""
         while token is not None:
             page, token = await self._page(path, wanted | ({"ContinuationToken": token} if token else {}))

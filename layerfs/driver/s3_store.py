@@ -29,9 +29,9 @@ from layerfs.driver.object_paths import (
     file_info,
     names_below,
 )
-from layerfs.driver.objects import StoredObject
+from layerfs.driver.objects import Page, StoredObject
 from layerfs.driver.s3_answers import OpenUpload
-from layerfs.driver.s3_bucket import Bucket
+from layerfs.driver.s3_bucket import PAGE_KEYS, Bucket
 from layerfs.driver.s3_copies import Copies
 from layerfs.driver.s3_left_uploads import LeftUploads
 from layerfs.driver.s3_options import S3Options
@@ -88,8 +88,15 @@ class Store(KeyedStorage):
         return FileInfo(path, True, 0, 0)
 
     async def is_directory(self, path: str) -> bool:
-        page = await self.bucket.list_objects(path, self._below(path), limit=1)
+        page = await self._first_page(path, self._below(path), limit=1)
         return bool(page.objects) or path == "/"
+
+    async def _first_page(self, path: str, prefix: str, *, limit: int = PAGE_KEYS) -> Page:
+        """The first page that has anything: a store may give empty ones that are not the last."""
+        async for page in self.bucket.pages(path, prefix, limit=limit):
+            if page.objects or page.is_last:
+                return page
+        raise AssertionError("a listing has a last page")
 
     async def stat_many(self, paths: Sequence[str]) -> Stats:
         opened = await self._opened_around(paths)
@@ -357,7 +364,7 @@ class Store(KeyedStorage):
     async def _keys_at(self, path: str) -> Keys:
         """The keys of a file and of all that is below it, as far as there is anything."""
         key = self.key(path)
-        page = await self.bucket.list_objects(path, key)
+        page = await self._first_page(path, key)
         if page.is_last:
             return [found for found in page.objects if found == key or found.startswith(f"{key}/")]
         # Many neighbours have names that begin alike. The file itself comes before all of them.

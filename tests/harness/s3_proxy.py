@@ -17,6 +17,13 @@ from harness.http_proxy import Answer, Handler, Listener, flipped, forward, page
 
 _ERROR: Final = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{}</Code><Message>injected</Message></Error>'
 
+#: Its token is what lies before all keys of tests: itself to servers that take one for a key, and to Swift, which takes
+#: it for base64, "0".
+_EMPTY_PAGE: Final = (
+    b'<?xml version="1.0" encoding="UTF-8"?><ListBucketResult><KeyCount>0</KeyCount><IsTruncated>true</IsTruncated>'
+    b"<NextContinuationToken>MA==</NextContinuationToken></ListBucketResult>"
+)
+
 
 @dataclass
 class Seen:
@@ -234,6 +241,10 @@ class _Handler(Handler):
         status, headers, content = self._forward(seen, body)
         assert fault.replaced[0] in content, content
         self.answer(seen, status, headers, content.replace(*fault.replaced))
+
+    def _empty_page(self, _fault: Fault, seen: Seen, _body: bytes) -> None:
+        """A page of a listing without objects, after which the listing begins; the server has seen nothing."""
+        self.answer(seen, 200, {"content-type": "application/xml"}, _EMPTY_PAGE)
 
     def _unnumbered(self, _fault: Fault, seen: Seen, body: bytes) -> None:
         """The answer has no number, and is said to be HTML, as some servers say of all of theirs."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
@@ -182,6 +183,28 @@ async def test_what_is_no_answer_of_a_store(proxied: S3Driver, proxy: S3Proxy, s
     proxy.heal()
     assert stored.content("/a") == b"content"
     assert (await proxied.stat(DATA)).size == 7
+
+
+async def test_a_page_of_a_listing_may_be_empty_and_not_the_last(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
+    """S3 allows pages of fewer keys than were asked for, and with some stores that is none: the others come later."""
+    stored.put("/a", b"content")
+    stored.put("/a-b", b"content")
+    stored.put("/c/d", b"content")
+
+    async def after_an_empty_page(ask: Callable[[str], Awaitable[Any]], path: str) -> Any:
+        proxy.heal()
+        empty = proxy.fail("empty_page", "ListObjectsV2")
+        answer = await ask(path)
+        assert empty.met > 1
+        return answer
+
+    assert await after_an_empty_page(proxied.is_directory, "/c")
+    assert not await after_an_empty_page(proxied.is_directory, "/b")
+    assert (await after_an_empty_page(proxied.stat, "/c")).is_directory
+    assert [entry.name for entry in await after_an_empty_page(proxied.list, "/c")] == ["d"]
+    await after_an_empty_page(proxied.delete, "/a")
+    await after_an_empty_page(proxied.delete, "/c")
+    assert stored.paths() == ["/a-b"]
 
 
 async def test_an_answer_without_content_is_no_page(proxied: S3Driver, proxy: S3Proxy, stored) -> None:
