@@ -32,7 +32,10 @@ _INDISCREET: Final = (
 )
 
 #: What tells at length, at each try, what is told as an error of the storage.
-_TALKATIVE: Final = ("azure.identity", "azure.storage.blob._shared.response_handlers")
+_TALKATIVE: Final = (
+    *("aiobotocore.credentials", "azure.identity", "azure.storage.blob._shared.response_handlers"),
+    "botocore.credentials",
+)
 
 
 def one_line(text: str) -> str:

@@ -25,6 +25,7 @@ from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, se
 from layerfs.driver.s3_answers import is_of_store
 from layerfs.driver.s3_errors import (
     UploadGone,
+    credentials_error,
     error_code,
     failing,
     has_outdated_credentials,
@@ -178,6 +179,8 @@ class Client:
         self._check_trust()
         try:
             session = AioSession(profile=options.profile)
+            if options.access_key_id is None:
+                await self._find_credentials(session)
             client = await self._create_client(session, options.endpoint_url or "", options.path_style)
             endpoint = client.meta.endpoint_url
             if not options.endpoint_url and not _is_aws(endpoint):
@@ -195,6 +198,13 @@ class Client:
         for operation in _PATIENT_OPERATIONS.values():
             client.meta.events.register(f"before-call.s3.{operation}", _be_patient)
         return client
+
+    async def _find_credentials(self, session: AioSession) -> None:
+        """Has the session look for credentials; what goes wrong with that is told from what does with the endpoint."""
+        try:
+            await session.get_credentials()
+        except (OSError, ValueError) as error:
+            raise credentials_error(error, "/", store=self.description) from error
 
     def _pause(
         self,

@@ -7,6 +7,7 @@ is in `store_errors`.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -97,6 +98,16 @@ _NO_CREDENTIALS: Final = (
     exceptions.TokenRetrievalError,
     exceptions.SSOError,
     exceptions.MetadataRetrievalError,
+    # What `credential_process` names answered with something else.
+    json.JSONDecodeError,
+)
+
+#: Settings that the SDK does not take. Their texts have names and words of its files, no secrets.
+_UNUSABLE_SETTINGS: Final = (
+    exceptions.InfiniteLoopConfigError,
+    exceptions.InvalidChecksumConfigError,
+    exceptions.InvalidConfigError,
+    exceptions.InvalidDefaultsMode,
 )
 
 
@@ -109,12 +120,25 @@ def s3_error(error: BaseException, path: str, *, store: str) -> DriverError:
     if isinstance(error, exceptions.ClientError):
         return _client_error(error, path, store)
     if isinstance(error, _NO_CREDENTIALS):
-        kind = type(error).__name__
-        return AccessDenied(path, f"{store}: the AWS SDK finds no credentials that it could use ({kind})")
+        return _no_credentials(path, store, type(error).__name__)
+    if isinstance(error, OSError) and error.filename is not None:
+        # No connection has one: it is where credentials are to be, or the program that gives them.
+        return _no_credentials(path, store, f"{error.strerror}: {error.filename!r}")
     if isinstance(error, RecursionError):
         # The SDK asks where the bucket is, and is sent elsewhere for that too.
         return UnknownSource(path, f"{store}: {_ELSEWHERE}")
     return _NETWORK.error(error, path, store=store)
+
+
+def credentials_error(error: Exception, path: str, *, store: str) -> DriverError:
+    """As `s3_error`, of what was met while the SDK looked for credentials."""
+    if isinstance(error, ValueError):
+        return _no_credentials(path, store, type(error).__name__)
+    return s3_error(error, path, store=store)
+
+
+def _no_credentials(path: str, store: str, reason: str) -> AccessDenied:
+    return AccessDenied(path, f"{store}: the AWS SDK finds no credentials that it could use ({reason})")
 
 
 def has_outdated_credentials(error: exceptions.ClientError) -> bool:
@@ -136,6 +160,10 @@ def misconfiguration(error: Exception) -> str | None:
     """What is wrong with the settings from which no client could be made; None if it is not the settings."""
     if isinstance(error, exceptions.ProfileNotFound):
         return f"the AWS SDK knows no profile {error.kwargs.get('profile')!r}"
+    if isinstance(error, exceptions.ConfigParseError):
+        return _unparsable(error)
+    if isinstance(error, _UNUSABLE_SETTINGS):
+        return f"the AWS SDK cannot use its configuration: {error}"
     if isinstance(error, exceptions.InvalidRegionError):
         return f"{error.kwargs.get('region_name')!r} cannot be the name of a region"
     if isinstance(error, ValueError):
@@ -145,6 +173,14 @@ def misconfiguration(error: Exception) -> str | None:
             "expected http://HOST[:PORT] or https://HOST[:PORT]"
         )
     return None
+
+
+def _unparsable(error: exceptions.ConfigParseError) -> str:
+    """Which file, and where in it; what stands there may be a secret."""
+    cause = error.kwargs.get("error")
+    lines = [number for number, _ in getattr(cause, "errors", [])] or [getattr(cause, "lineno", None)]
+    place = f", line {lines[0]}" if lines[0] is not None else ""
+    return f"the AWS SDK cannot read {error.kwargs.get('path')!r}{place}: expected [PROFILE], and below it NAME = VALUE"
 
 
 def error_code(error: exceptions.ClientError) -> str:

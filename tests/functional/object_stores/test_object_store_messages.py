@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from harness.azurite import ACCOUNT, KEY, azurite
@@ -122,6 +123,47 @@ def test_the_reason(source: str, environment: Callable[[], dict[str, str]], word
     assert words in said
     assert WRONG_KEY not in said
     assert KEY not in said
+
+
+@pytest.mark.parametrize(
+    ("config", "credentials", "words"),
+    [
+        ("", "[default]\naws_access_key_id = test\nhunter2\n", "cannot read {credentials!r}, line 3"),
+        ("", "hunter2\n", "cannot read {credentials!r}, line 1"),
+        ("", b"[default]\naws_access_key_id = \xff\n", "cannot read {credentials!r}: "),
+        (
+            "[default]\nrole_arn = arn:aws:iam::1:role/x\nsource_profile = other\n",
+            "",
+            'cannot use its configuration: The source_profile "other" ',
+        ),
+        (
+            "[default]\ndefaults_mode = odd\n",
+            "",
+            "cannot use its configuration: Client configured with invalid defaults",
+        ),
+        ("[default]\ncredential_process = /nowhere/keys\n", "", "(No such file or directory: '/nowhere/keys')"),
+        (
+            "[default]\ncredential_process = echo hunter2\n",
+            "",
+            "finds no credentials that it could use (JSONDecodeError)",
+        ),
+        (
+            "[default]\nrole_arn = arn:aws:iam::1:role/x\nweb_identity_token_file = /nowhere/token\n",
+            "",
+            "(No such file or directory: '/nowhere/token')",
+        ),
+    ],
+)
+def test_files_of_the_sdk_that_it_cannot_use(tmp_path: Path, config: str, credentials: str | bytes, words: str) -> None:
+    """They are named, and what is in them is not shown; the store has nothing to do with it."""
+    files = {"AWS_CONFIG_FILE": tmp_path / "config", "AWS_SHARED_CREDENTIALS_FILE": tmp_path / "credentials"}
+    for file, content in zip(files.values(), (config, credentials), strict=True):
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    environment = {name: str(file) for name, file in files.items()} | {"AWS_ENDPOINT_URL": gateway().endpoint}
+    said = said_by(f"s3://{BUCKET}/p", environment, code=USAGE)
+    assert words.format(credentials=str(files["AWS_SHARED_CREDENTIALS_FILE"])) in said
+    assert "hunter2" not in said
+    assert "reached" not in said
 
 
 @pytest.mark.parametrize("store", ["s3", "azure"])
