@@ -190,7 +190,7 @@ class Container(Objects):
         """Makes an empty append blob, in place of what was found. Raises `ContentChanged` if that is not there."""
         if found is not None and not found.can_grow:
             # Azure replaces blobs by others of their kind only.
-            await self._delete(path)
+            await self._delete(path, etag=found.etag)
             found = None
         condition = _if_is(found.etag) if found is not None else {"match_condition": MatchConditions.IfMissing}
 
@@ -249,11 +249,15 @@ class Container(Objects):
         return await self._ask(self._metadata, path, look)
 
     async def _replacing(self, path: str, make: Callable[[], Awaitable[_Result]]) -> _Result:
-        """What `make` gives; Azure does not let it replace a blob of another kind, so then that is deleted first."""
+        """What `make` gives; Azure does not let it replace a blob of another kind, so then that is deleted first.
+
+        That one and no other: a deletion that the store carries out late takes nothing away that was made since.
+        """
         try:
             return await make()
         except OtherKind:
-            await self._delete(path)
+            with contextlib.suppress(PathNotFound, ContentChanged):
+                await self._delete(path, etag=_etag(await self._properties(path)))
             return await make()
 
     # --- deleting ------------------------------------------------------------------------------------------------
@@ -280,11 +284,11 @@ class Container(Objects):
             return keys
         return [key for key, code in zip(keys, codes, strict=True) if code not in {200, 202, 404}]
 
-    async def _delete(self, path: str) -> None:
-        """Deletes one blob; no error if there is none."""
+    async def _delete(self, path: str, *, etag: str | None = None) -> None:
+        """Deletes one blob; no error if there is none. With an `etag` it raises `ContentChanged` if that is another."""
 
         async def delete(client: ContainerClient) -> None:
-            await client.delete_blob(self.key(path), delete_snapshots="include")
+            await client.delete_blob(self.key(path), delete_snapshots="include", **_if_is(etag))
 
         with contextlib.suppress(PathNotFound):
             await self._ask(self._writes, path, delete)

@@ -215,6 +215,14 @@ async def test_a_malformed_connection_string(azure, text: str) -> None:
     assert text not in str(caught.value)
 
 
+@pytest.mark.parametrize("around", ["{}\n", " {} ", "{}\r\n"])
+async def test_a_connection_string_from_a_file(azure, around: str) -> None:
+    """Blanks and ends of lines around it do not count."""
+    text = around.format(azurite().connection_string())
+    await azure.driver(connection_string=text).put_content("/a", b"content")
+    assert azure.content("/a") == b"content"
+
+
 async def test_a_token_that_is_refused(azure) -> None:
     """Nothing of it is in the reason."""
     token = "sv=2022-11-02&ss=b&srt=co&sp=rl&se=2020-01-01T00:00:00Z&sig=c2VjcmV0c2VjcmV0"  # noqa: S105 - it has expired
@@ -304,6 +312,39 @@ async def test_a_blob_of_another_kind_is_in_the_way(azure) -> None:
     await driver.put_content("/blob", b"again")
     assert azure.content("/blob") == b"again"
     assert azure.relay.counts["delete"] == 2
+
+
+@pytest.mark.parametrize("operation", ["copy", "put"])
+async def test_what_was_in_the_way_is_deleted_late(azure, operation: str) -> None:
+    """A deletion that the store carries out after it was made again takes nothing away that was stored since."""
+    driver = azure.driver()
+    await driver.put_content("/blob", b"damaged")
+    await driver.put_content("/upload", b"content")
+    azure.relay.fail("refuse", operation, status=409, code="InvalidBlobType")
+    late = azure.relay.fail("late", "delete")
+    if operation == "copy":
+        async with await driver.seal("/upload") as sealed:
+            await sealed.publish("/blob")
+    else:
+        await driver.put_content("/blob", b"content")
+    assert azure.relay.counts["delete"] == 2
+    late.released.set()
+    assert await trio.to_thread.run_sync(late.served.wait, 10)
+    assert azure.content("/blob") == b"content"
+
+
+async def test_an_empty_file_is_deleted_late(azure) -> None:
+    """What a tool has put as an upload's empty file makes way for an append blob, which stays then."""
+    azure.client.upload_blob(azure.prefix + DATA, b"")
+    driver = azure.driver()
+    late = azure.relay.fail("late", "delete")
+    writer = await driver.writer(DATA, append=True)
+    await writer.write([b"content"])
+    await writer.flush()
+    late.released.set()
+    assert await trio.to_thread.run_sync(late.served.wait, 10)
+    assert azure.content(DATA) == b"content"
+    await writer.close()
 
 
 async def test_a_copy_that_takes_a_while(azure) -> None:
