@@ -131,7 +131,8 @@ class Client:
         if connection is None and options.account is None and options.endpoint_url is None:
             connection = environment.get("AZURE_STORAGE_CONNECTION_STRING")
         if connection:
-            return BlobServiceClient.from_connection_string(connection, **settings)
+            # A file that it was read from ends in a newline, which the SDK would take for one more setting.
+            return BlobServiceClient.from_connection_string(connection.strip(), **settings)
         account = (
             options.account or environment.get("AZURE_STORAGE_ACCOUNT") or environment.get("AZURE_STORAGE_ACCOUNT_NAME")
         )

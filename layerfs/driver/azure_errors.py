@@ -47,11 +47,20 @@ _LEASED: Final = "somebody else has a lease on it"
 
 #: Codes with a meaning of their own, beyond what their status says.
 _BY_CODE: Final[dict[str, Meaning]] = {
-    "AuthenticationFailed": (AccessDenied, "the key or token does not fit the account, or the clock is wrong"),
-    "AuthorizationPermissionMismatch": (AccessDenied, "a role such as Storage Blob Data Contributor is missing"),
+    "AuthenticationFailed": (
+        AccessDenied,
+        "the key or token does not fit the account, the token has expired, or the clock is wrong",
+    ),
+    "AuthorizationPermissionMismatch": (
+        AccessDenied,
+        "a role such as Storage Blob Data Contributor is missing, or a permission of the SAS token",
+    ),
     "AuthorizationResourceTypeMismatch": (AccessDenied, "the SAS token is not for containers and blobs"),
     "AuthorizationServiceMismatch": (AccessDenied, "the SAS token is not for blobs"),
-    "AuthorizationFailure": (AccessDenied, "the key does not fit, or the account's firewall or policies refuse it"),
+    "AuthorizationFailure": (
+        AccessDenied,
+        "the key does not fit, the token has expired, or the account's firewall or policies refuse it",
+    ),
     "KeyBasedAuthenticationNotPermitted": (AccessDenied, "the account takes no keys: leave them out, and log in"),
     "InvalidAuthenticationInfo": (AccessDenied, ""),
     "AccountIsDisabled": (AccessDenied, "the account is disabled"),

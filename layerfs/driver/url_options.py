@@ -59,7 +59,7 @@ def parse_store_url(
 
 def _check_no_secrets(parts: SplitResult, advice: str) -> None:
     names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-    if "@" in parts.netloc or any(re.search("key|secret|token|password", name) for name in names):
+    if "@" in parts.netloc or any(re.search("key|secret|token|password|^sig$", name) for name in names):
         raise UnknownSource(_shown(parts), f"credentials in it would be seen by everybody: put them {advice}")
 
 
@@ -77,8 +77,8 @@ def _parse_query(query: str, parsers: Mapping[str, Callable[[str], Any]]) -> dic
         try:
             options[name] = parsers[name](text)
         except ValueError as error:
-            # Without what stands before an @, which may be a secret that does not belong there.
-            raise ValueError(f"{name}={text.rpartition('@')[2]!r}: {error}") from None
+            # Without what stands before an @ or after a ?, which may be a secret that does not belong there.
+            raise ValueError(f"{name}={text.partition('?')[0].rpartition('@')[2]!r}: {error}") from None
     return options
 
 
@@ -102,8 +102,8 @@ def parse_endpoint_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in {"http", "https"} or not parts.hostname or len(text.split()) != 1:
         raise ValueError("expected http://HOST[:PORT] or https://HOST[:PORT]")
-    if "@" in parts.netloc:
-        raise ValueError("no credentials belong in it")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("no credentials belong in it, nor anything else that begins with ? or #")
     return text
 
 
