@@ -386,13 +386,14 @@ def why_command(path: str, everything: bool, output_format: str) -> int:
     failures = read_failures(place.mount, "errors")
     exists: bool | None = None
     missing: list[dict[str, Any]] = []
-    waiting: list[Fields] = []
-    if not any(_rank(place.path, each) == 0 for each in failures):
+    # What waits for the storage there is known without looking, which would have to wait as well.
+    waiting = _waiting(place)
+    if not any(_rank(place.path, each) == 0 for each in (*failures, *waiting)):
         # Looking has the mount say why something is not there, or fail as it did for others.
         exists = look_at(place)
         failures = failures if exists is not None else read_failures(place.mount, "errors")
         missing = read_failures(place.mount, "missing") if exists is False else []
-        waiting = [] if exists is not None else _waiting(place)
+        waiting = waiting if exists is not None else _waiting(place)
     found = _about(place, failures, missing)
     if not everything:
         found = found[:_FAILURES_SHOWN]

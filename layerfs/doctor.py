@@ -33,7 +33,7 @@ from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.sources import ObjectStorage, parse_object_url
 from layerfs.errors import LayerfsError
 from layerfs.registry_config import RegistryConfig
-from layerfs.source import Source, local_path, open_registry
+from layerfs.source import Source, SourceUnusable, local_path, open_registry
 
 #: Seconds for a storage to answer.
 _BACKEND_LIMIT: Final = 30.0
@@ -49,6 +49,8 @@ _OLDEST_KERNEL: Final = (5, 6)
 
 #: Parts of a local storage's file system that should be free.
 _LEAST_FREE: Final = 0.05
+
+_LOOK_AT_NETWORK: Final = "look at the network between this machine and the storage, and at the endpoint"
 
 
 class Health(StrEnum):
@@ -287,10 +289,11 @@ def _backend(source: Source) -> Finding:
     try:
         trio.run(open_it)
     except trio.TooSlowError:
-        remedy = "look at the network between this machine and the storage, and at the endpoint"
-        return _fail("storage", f"no answer within {_BACKEND_LIMIT:.0f} s", remedy)
+        return _fail("storage", f"no answer within {_BACKEND_LIMIT:.0f} s", _LOOK_AT_NETWORK)
     except LayerfsError as error:
-        return _fail("storage", str(error), "correct SOURCE, its credentials or its permissions")
+        is_away = isinstance(error, SourceUnusable) and not error.is_user_error and local_path(source) is None
+        remedy = _LOOK_AT_NETWORK if is_away else "correct SOURCE, its credentials or its permissions"
+        return _fail("storage", str(error), remedy)
     return _ok("storage", f"it is a registry's, and answered within {time.monotonic() - began:.2f} s")
 
 
@@ -352,8 +355,7 @@ def _clock(endpoint: str) -> Finding:
     try:
         theirs = _date_of(endpoint)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        remedy = "look at the network between this machine and the storage, and at the endpoint"
-        return _warn(name, f"{endpoint} does not say what time it is: {error}", remedy)
+        return _warn(name, f"{endpoint} does not say what time it is: {error}", _LOOK_AT_NETWORK)
     skew = (theirs - began).total_seconds()
     shown = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} {endpoint}"
     remedy = "let the clock be set: 'timedatectl set-ntp true', or chrony"

@@ -218,9 +218,14 @@ def test_the_clock_of_what_the_environment_names(
     assert f"behind {address}" in found["clock"]["explanation"]
 
 
-def test_an_endpoint_that_is_not_there() -> None:
+def test_an_endpoint_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Does not keep the rest from being said."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "open-sesame")
     with subprocess.Popen(["true"]):
         found = findings("s3://bucket?endpoint_url=http://127.0.0.1:9", code=FAILED)
     assert found["clock"]["health"] == "warn"
     assert found["storage"]["health"] == "fail"
+    # Neither the source nor its credentials need to be wrong.
+    assert "network" in found["storage"]["remedy"]
+    assert "credentials" not in found["storage"]["remedy"]

@@ -24,7 +24,9 @@ from harness.gcs_server import BUCKET, GcsServer
 from harness.images import OCI_CONFIG, describe, oci_image
 from harness.loopfs import LoopFilesystem
 from harness.mount import COMMAND, Mount
+from harness.object_stores import gateway
 from harness.repository import MountedRepository
+from harness.s3_proxy import S3Proxy
 from harness.storage import Storage, cut, digest_of
 from harness.stores import Store
 
@@ -476,6 +478,27 @@ def test_a_path_that_is_waited_for(storage: Storage, tmp_path: Path, watchdog: N
     assert first == "mkdir 'app/stuck': no answer yet"
     assert "The storage did not answer in time" in text
     assert "kill" not in text
+
+
+def test_a_read_that_waits_for_its_store(mounts: Callable[..., Mount], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown though the layer itself is there and can be looked at."""
+    for name, value in gateway().environment.items():
+        monkeypatch.setenv(name, value)
+    with S3Proxy(gateway().endpoint) as proxy:
+        source = f"s3://{BUCKET}/why-waits?endpoint_url={proxy.url}&read_timeout=3"
+        mount = mounts(source, "--create", "--metadata-ttl", "0")
+        os.mkdir(mount.path / "app")
+        append(mount.path / "app/_uploads/layer", DATA)
+        layer = mount.path / "app/_layers" / DIGEST
+        os.rename(mount.path / "app/_uploads/layer", layer)
+        proxy.fail("stall", "GetObject", times=1000, suffix="/data")
+        client = Child(layer.read_bytes)
+        wait_until(lambda: _waits(mount, f"app/_layers/{DIGEST}"), "it waits")
+        text = run(COMMAND, "why", layer).stdout
+        proxy.heal()
+        assert client.wait(30).is_ok
+    assert text.startswith(f"read 'app/_layers/{DIGEST}': no answer yet\n")
+    assert "The storage did not answer in time" in text
 
 
 def _waits(mount: Mount, path: str) -> bool:
