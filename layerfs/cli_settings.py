@@ -228,7 +228,12 @@ def in_force(
         options = [each for each in command.params if isinstance(each, click.Option)]
         for each in sorted(options, key=lambda option: not option.is_eager):
             if each.name == "config_file" or option_name(each) is not None:
-                each.handle_parse_result(context, given, [])
+                try:
+                    each.handle_parse_result(context, given, [])
+                except click.UsageError:
+                    # Messages name it, and there is a mount(8) too.
+                    context.info_name = f"layerfs {name}"
+                    raise
     for option, parameter in settable_options(command).items():
         value = context.params.get(parameter.name or "")
         shown = _shown(option, value)
@@ -243,8 +248,13 @@ def _shown(option: str, value: object) -> str | None:
             return "true" if value else "false"
         case int() if option == "umask":
             return f"{value:03o}"
-        case int() | float():
-            return f"{value:g}"
+        case int() if option == "cache_size":
+            return config.size_as_written(value)
+        case int():
+            return str(value)
+        case float():
+            # No more digits than were given, and none less.
+            return f"{value:.15g}"
         case timedelta():
             return f"{value.total_seconds() / 3600:g}h"
         case list() | tuple():

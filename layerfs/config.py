@@ -263,6 +263,12 @@ def parse_size(name: str, text: str) -> int:
     return size
 
 
+def size_as_written(size: int) -> str:
+    """Bytes as `parse_size` takes them, in the largest unit that they are a multiple of."""
+    power = max(power for power in range(len(_UNITS)) if size % 1024**power == 0)
+    return f"{size // 1024**power}{_UNITS[power]}"
+
+
 def default_cache_directory() -> str:
     """Where systemd, the desktop's rules or habit have the caches of this user."""
     given = os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]

@@ -62,6 +62,33 @@ def test_what_wins(file: Path, environment: dict[str, str]) -> None:
     assert shown(environment)["mount", "max_uploads"] == ("256", "default")
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "expected"),
+    [
+        ("cache_size", "50G", "50G"),
+        ("cache_size", "1.5TiB", "1536G"),
+        ("cache_size", "12345678901", "12345678901"),
+        ("max_handles", "12345678", "12345678"),
+        ("metadata_ttl", "1234567.5", "1234567.5"),
+        ("metadata_ttl", "0.25", "0.25"),
+    ],
+)
+def test_numbers_are_shown_as_they_can_be_written(
+    file: Path, environment: dict[str, str], option: str, given: str, expected: str
+) -> None:
+    """To the last digit, because the output is what the next configuration is made of."""
+    file.write_text("")
+    options = shown(environment | {f"LAYERFS_{option.upper()}": given}, "mount")
+    assert options["mount", option][0] == expected
+    assert shown(environment, "mount")["mount", "cache_size"] == ("10G", "default")
+
+
+def test_a_mistake_that_is_only_shown(file: Path, environment: dict[str, str]) -> None:
+    """Its line names the command that has the option, and no other program."""
+    file.write_text('[mount]\nmetadata_ttl = "soon"\n')
+    assert "(see 'layerfs mount --help')" in complaint(environment, "config", "mount")
+
+
 def test_what_a_mount_gets(file: Path, environment: dict[str, str], storage: Storage, tmp_path: Path) -> None:
     """The command line over the environment, over the file: seen in the mount."""
     file.write_text('[mount]\numask = "077"\nread_only = true\nallow_delete = true\nlog_format = "json"\n')
