@@ -72,6 +72,8 @@ class UploadData:
         self._pending = PendingBytes()
         self._flushed = True
         self._writer = writer
+        # Whether the writer has opened what was there: others may have had to do with it at that moment.
+        self._is_shared = False
         # The version of the file that the last writer here has left, with every byte of it durable.
         self._left_version: ContentVersion | None = None
         self._reader: FileReader | None = None
@@ -127,6 +129,8 @@ class UploadData:
         if self._writer is None or self._flushed:
             return
         await self._attempt(self._writer.flush())
+        if self._is_shared:
+            await self._check_not_ended()
         self._flushed = True
         # After the bytes, never before: a state that is ahead of the data would be wrong for other bytes to come.
         # Without what was taken meanwhile.
@@ -236,6 +240,7 @@ class UploadData:
                 raise
             self._stored_size = writer.size
             self._writer = writer
+            self._is_shared = True
         return self._writer
 
     async def _check_not_made_anew(self) -> None:
@@ -245,6 +250,17 @@ class UploadData:
         except LayerUploadUnknown:
             with contextlib.suppress(DriverError):
                 await self._upload.delete()
+            raise
+
+    async def _check_not_ended(self) -> None:
+        """Somebody may have been finishing the upload when it was opened: on S3 what is written then is of another one.
+
+        Nobody would ever see it, so nobody may be told that it is stored.
+        """
+        try:
+            await self._check_not_made_anew()
+        except LayerUploadUnknown as error:
+            self._fail(error)
             raise
 
     async def _take_over(self, writer: FileWriter) -> None:

@@ -13,9 +13,11 @@ from harness.object_stores import S3Server
 from harness.s3_proxy import S3Proxy
 from harness.swift import Swift
 
+from layerfs.digest import Digest
 from layerfs.driver.interface import StorageDriver
 from layerfs.driver.s3 import S3Driver
-from layerfs.errors import ContentChanged, DriverError, PathNotFound
+from layerfs.errors import ContentChanged, DriverError, LayerUploadUnknown, PathNotFound
+from layerfs.registry import Registry
 
 MEBIBYTE = 1 << 20
 PART = 5 * MEBIBYTE
@@ -597,6 +599,33 @@ async def test_a_part_that_comes_before_it_is_gone_on_with(drivers: Drivers, sto
     await append(driver, content[2 * PART :])
     await published(drivers())
     assert stored.content(BLOB) == content
+
+
+@pytest.mark.parametrize("size", [1000, PART])
+async def test_an_upload_that_is_opened_while_another_process_finishes_it(
+    drivers: Drivers, proxied: S3Driver, proxy: S3Proxy, stored, payload: Payload, size: int
+) -> None:
+    """What is written then would be of an upload that nobody sees, so it is not called stored; and nothing is left."""
+    content = payload(size)
+    upload = await (await Registry.open(proxied, create=True)).repository("a").layers.upload()
+    await upload.write(content)
+    await upload.close_writer()
+    other = await (await Registry.open(drivers())).repository("a").layers.resume(upload.uuid)
+    link = proxy.fail("hold", "PutObject", suffix="/link")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upload.finish, Digest.of(content))
+        while not link.met:
+            await trio.sleep(0.01)  # polling interval
+        await other.write(b"more")
+        await other.store()
+        proxy.heal()
+    with pytest.raises(LayerUploadUnknown):
+        await other.flush()
+    with pytest.raises(LayerUploadUnknown):
+        await other.write(b"and more")
+    await other.close()
+    assert [path for path in stored.paths() if "/_uploads/" in path] == []
+    assert stored.uploads() == []
 
 
 async def test_the_version_is_that_of_the_last_writer(drivers: Drivers, payload: Payload) -> None:
