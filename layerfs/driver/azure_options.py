@@ -28,10 +28,16 @@ from layerfs.driver.url_options import (
     parse_store_url,
     parse_text,
 )
+from layerfs.errors import UnknownSource
 
 #: Azure's limits: bytes that one request appends, and how often an append blob can be appended to.
 LARGEST_BLOCK: Final = 100 * MEBIBYTE
 MOST_BLOCKS: Final = 50_000
+
+
+#: In whose URLs the host is that of an account, with the container before it.
+_HADOOP_SCHEMES: Final = frozenset({"abfs", "abfss", "wasb", "wasbs"})
+_EXPECTED: Final = "az://CONTAINER/PREFIX or abfs://CONTAINER@ACCOUNT.dfs.REALM/PREFIX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +89,21 @@ def _split_host(parts: SplitResult) -> tuple[SplitResult, dict[str, str]]:
     """The URL with nothing but the container for a host, and what else was in the host."""
     match = re.fullmatch(r"([^@:]+)@([a-z0-9]{3,24})\.(?:dfs|blob)\.([a-z0-9.-]+)", parts.netloc)
     if match is None:
+        _check_form(parts)
         return parts, {}
     container, account, realm = match.groups()
     return parts._replace(netloc=container), {"account": account, "realm": realm}
+
+
+def _check_form(parts: SplitResult) -> None:
+    """Raises `UnknownSource` for a container before something that is no account's host; with a `:` it is a login."""
+    container, at, _ = parts.netloc.rpartition("@")
+    if at and parts.scheme in _HADOOP_SCHEMES and ":" not in container and "@" not in container:
+        raise UnknownSource(
+            f"{parts.scheme}://{parts.netloc}{parts.path}",
+            f"expected {_EXPECTED}, where ACCOUNT is 3 to 24 lower-case letters and digits; "
+            "for any other endpoint az://CONTAINER/PREFIX?account=ACCOUNT&endpoint_url=URL",
+        )
 
 
 def _account(text: str) -> str:
@@ -104,7 +122,7 @@ _FORM: Final = UrlForm(
     kind="container",
     # $root and $web are names too, of containers that no registry uses.
     names=r"[a-z0-9](-?[a-z0-9]){2,62}",
-    expected="az://CONTAINER/PREFIX or abfs://CONTAINER@ACCOUNT.dfs.REALM/PREFIX",
+    expected=_EXPECTED,
     credentials="where Azure's tools look for them, such as AZURE_STORAGE_CONNECTION_STRING, or "
     "AZURE_STORAGE_ACCOUNT and AZURE_STORAGE_KEY, in the environment",
     parsers={

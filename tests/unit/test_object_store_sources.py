@@ -104,6 +104,24 @@ def test_what_cannot_be_meant(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
+        "abfs://registry@a.dfs.core.windows.net/prefix",
+        "abfss://registry@storage1/prefix",
+        "abfs://registry@127.0.0.1:10000/storage1/prefix",
+        "wasbs://registry@Storage1.blob.core.windows.net",
+    ],
+)
+def test_an_account_that_is_none(url: str) -> None:
+    """What stands before the @ is a container, no secret: it is said how such a URL is written."""
+    with pytest.raises(UnknownSource) as caught:
+        open_driver(url)
+    assert "CONTAINER@ACCOUNT.dfs.REALM" in str(caught.value)
+    assert "3 to 24 lower-case letters and digits" in str(caught.value)
+    assert "credentials" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
         "az://name:hunter2@registry/prefix",
         "az://registry?account_key=hunter2",
         "az://registry?sas_token=hunter2",
