@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from azure.storage.blob.aio import BlobServiceClient, ContainerClient, Exponenti
 
 from layerfs.driver.azure_errors import azure_error, failing
 from layerfs.driver.azure_options import AzureOptions
+from layerfs.driver.extras import missing_extra
 from layerfs.driver.patience import CONNECT_TIMEOUT, Patience, current_tries, seconds_asked_for
 from layerfs.driver.store_errors import is_page, not_of_store
 from layerfs.driver.trust import trusting
@@ -42,6 +44,15 @@ class _NotOfStore(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+class _OtherRange(Exception):
+    """An answer with other bytes of a blob than those that were asked for; the SDK does not look."""
+
+    def __init__(self, wanted: str, sent: str) -> None:
+        super().__init__(wanted, sent)
+        self.wanted = wanted
+        self.sent = sent
 
 
 class Client:
@@ -92,6 +103,9 @@ class Client:
         except Exception as error:
             if isinstance(error, _NotOfStore):
                 raise BackendFailure(path, not_of_store(self.description, error.status)) from error
+            if isinstance(error, _OtherRange):
+                reason = f"{self.description} was asked for {error.wanted!r} and sent {error.sent!r}"
+                raise BackendFailure(path, reason) from error
             raise azure_error(error, path, store=self.description) from error
 
     async def _open(self) -> ContainerClient:
@@ -162,14 +176,17 @@ class Client:
         if status < 300 and is_page(status, answer.http_response.headers, request_id="x-ms-request-id"):
             answer.http_response.internal_response.close()
             raise _NotOfStore(status)
+        wanted, sent = _ranges(answer)
+        # Caches on the way have mixed ranges up, and what has the right length would be taken for the right bytes.
+        if sent and wanted.partition("-")[0].replace("=", " ") != sent.partition("-")[0]:
+            answer.http_response.internal_response.close()
+            raise _OtherRange(wanted, sent)
 
     async def _credential(self, account: str) -> Any:
         options, environment = self._options, os.environ
         if options.tenant_id and options.client_id and options.client_secret:
-            from azure.identity.aio import ClientSecretCredential
-
             self.is_logged_in = True
-            principal = ClientSecretCredential(options.tenant_id, options.client_id, options.client_secret)
+            principal = _identity().ClientSecretCredential(options.tenant_id, options.client_id, options.client_secret)
             return await self._resources.enter_async_context(principal)
         key = (
             self._options.account_key
@@ -182,11 +199,24 @@ class Client:
         token = self._options.sas_token or environment.get("AZURE_STORAGE_SAS_TOKEN")
         if token:
             return token.removeprefix("?")
-        # Not before it is needed: it takes half a second to import.
-        from azure.identity.aio import DefaultAzureCredential
-
         self.is_logged_in = True
-        return await self._resources.enter_async_context(DefaultAzureCredential())
+        return await self._resources.enter_async_context(_identity().DefaultAzureCredential())
+
+
+def _identity() -> Any:
+    """The SDK's logins. Not imported before they are needed: it takes half a second. Raises `UnknownSource`."""
+    try:
+        import azure.identity.aio
+    except ImportError as error:
+        raise missing_extra("az", "azure", error) from error
+    return azure.identity.aio
+
+
+def _ranges(answer: Any) -> tuple[str, str]:
+    """The range that was asked for, and the one that was sent; empty where there is none."""
+    response = answer.http_response
+    sent = response.headers.get("content-range", "") if response.status_code == HTTPStatus.PARTIAL_CONTENT else ""
+    return answer.http_request.headers.get("x-ms-range", ""), sent
 
 
 class _Retries(ExponentialRetry):

@@ -14,6 +14,7 @@ from layerfs.driver.archive import ArchiveDriver
 from layerfs.driver.azure_options import AzureOptions, parse_azure_url
 from layerfs.driver.chains import ArchiveSource, check_whole, parse_archive
 from layerfs.driver.errnos import translated
+from layerfs.driver.extras import missing_extra
 from layerfs.driver.gcs_options import GcsOptions, parse_gcs_url
 from layerfs.driver.interface import FileReader, StorageDriver
 from layerfs.driver.local import LocalDriver
@@ -100,7 +101,7 @@ def _azure_driver(options: AzureOptions) -> StorageDriver:
     try:
         from layerfs.driver.azure import AzureDriver
     except ImportError as error:
-        raise _missing_extra("az", "azure", error) from error
+        raise missing_extra("az", "azure", error) from error
     return AzureDriver(options)
 
 
@@ -108,7 +109,7 @@ def _gcs_driver(options: GcsOptions) -> StorageDriver:
     try:
         from layerfs.driver.gcs import GcsDriver
     except ImportError as error:
-        raise _missing_extra("gs", "gcs", error) from error
+        raise missing_extra("gs", "gcs", error) from error
     return GcsDriver(options)
 
 
@@ -116,12 +117,8 @@ def _s3_driver(options: S3Options) -> StorageDriver:
     try:
         from layerfs.driver.s3 import S3Driver
     except ImportError as error:
-        raise _missing_extra("s3", "s3", error) from error
+        raise missing_extra("s3", "s3", error) from error
     return S3Driver(options)
-
-
-def _missing_extra(scheme: str, extra: str, error: ImportError) -> UnknownSource:
-    return UnknownSource(f"{scheme}://", f"{error.name} is not installed; run pip install 'layerfs[{extra}]'")
 
 
 def _archive_driver(archive: ArchiveSource) -> StorageDriver:
