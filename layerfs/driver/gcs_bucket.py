@@ -28,6 +28,7 @@ import google_crc32c
 from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.gcs_client import BATCH, Client
+from layerfs.driver.gcs_errors import StoredOtherBytes
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
 from layerfs.driver.store_errors import not_of_store
@@ -177,11 +178,14 @@ class GcsBucket(Objects):
         checksum = encode_crc32c(google_crc32c.value(content))
 
         async def upload() -> GcsObject:
+            nonlocal query
             stored = _object(
                 await self._client.json("POST", f"/upload{self._objects_url}", query, content, content_type)
             )
             if (stored.size, stored.crc32c) != (len(content), checksum):
-                raise BackendFailure(path, f"{self._client.description} has stored other bytes than it was sent")
+                # It must not stay. So it is sent again, in place of that.
+                query |= _if_generation(stored.generation) if generation is not None else {}
+                raise StoredOtherBytes
             return stored
 
         try:

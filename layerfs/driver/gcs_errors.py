@@ -52,6 +52,10 @@ class ResponseError(Exception):
         self.reason = _reason(body)
 
 
+class StoredOtherBytes(Exception):
+    """What the store has made of what it was sent has another size or checksum."""
+
+
 class CredentialsNotFound(exceptions.DefaultCredentialsError):
     """There are none at `place`, or none that Google's library understands."""
 
@@ -64,6 +68,8 @@ def failing(error: BaseException) -> Failing:
     """For how long a try fails."""
     if isinstance(error, ResponseError):
         return Failing.FOR_NOW if error.reason in _TOO_MANY else failing_by_status(error.status)
+    if isinstance(error, StoredOtherBytes):
+        return Failing.PERHAPS
     if isinstance(error, exceptions.GoogleAuthError):
         return Failing.FOR_NOW if _is_away(error) else Failing.FOR_GOOD
     return Failing.FOR_GOOD if isinstance(error, aiohttp.InvalidURL) else _NETWORK.failing(error)
@@ -73,6 +79,8 @@ def gcs_error(error: BaseException, path: str, *, store: str) -> DriverError:
     """The error to raise in place of `error`, which a request for `path` met; `store` is the bucket and endpoint."""
     if isinstance(error, ResponseError):
         return _response_error(error, path, store)
+    if isinstance(error, StoredOtherBytes):
+        return BackendFailure(path, f"{store} has stored other bytes than it was sent")
     if isinstance(error, exceptions.GoogleAuthError):
         return _credentials_error(error, path, store)
     return _NETWORK.error(error, path, store=store)

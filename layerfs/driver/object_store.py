@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from layerfs.driver.at_once import each, gather
@@ -36,7 +36,8 @@ Keys: TypeAlias = list[str]
 class ObjectStore(KeyedStorage, Generic[_Upload]):
     """The storage of an `ObjectStoreDriver`, of which stores differ in how they append."""
 
-    #: How the names end of objects that belong to another, whose name is the beginning; nobody sees them.
+    #: How the names end of objects that belong to another, whose name is the beginning: nobody sees them while that is
+    #: there. One that came when it was gone is a file like any other, or nobody could find it to remove it.
     _hidden_suffix: re.Pattern[str] | None = None
 
     def __init__(self, objects: Objects) -> None:
@@ -94,7 +95,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
         return [
             Entry(name, is_directory)
             for name, is_directory in (found or {}).items()
-            if is_component(name) and (is_directory or not self._is_hidden(name))
+            if is_component(name) and (is_directory or not self._is_hidden(name, found or {}))
         ]
 
     async def list_files(self, path: str) -> Files:
@@ -106,7 +107,7 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
         if not found and path != "/":
             raise PathNotFound(path)
         above = path.rstrip("/")
-        shown = [name for name in found if all(map(is_component, name.split("/"))) and not self._is_hidden(name)]
+        shown = [name for name in found if all(map(is_component, name.split("/"))) and not self._is_hidden(name, found)]
         return [self._listed_info(f"{above}/{name}", found[name]) for name in shown]
 
     def _listed_info(self, path: str, found: StoredObject) -> FileInfo:
@@ -255,9 +256,10 @@ class ObjectStore(KeyedStorage, Generic[_Upload]):
     def _is_suffix(self, text: str) -> bool:
         return self._hidden_suffix is not None and self._hidden_suffix.fullmatch(text) is not None
 
-    def _is_hidden(self, name: str) -> bool:
+    def _is_hidden(self, name: str, others: Container[str]) -> bool:
+        """Whether it belongs to one of the others that were found."""
         match = None if self._hidden_suffix is None else self._hidden_suffix.search(name)
-        return match is not None and match.end() == len(name)
+        return match is not None and match.end() == len(name) and name[: match.start()] in others
 
     async def _take_away_below(self, path: str) -> None:
         for other in [other for other in self._live if f"{other}/".startswith(f"{path}/")]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 import trio
@@ -12,6 +13,7 @@ import trio
 from layerfs.digest import Digest
 from layerfs.errors import AccessDenied, BackendFailure, ContentChanged, UnsupportedByDriver
 from layerfs.registry import Registry
+from layerfs.registry.maintenance.purge import purge_uploads
 
 UUID = "11111111-2222-4333-8444-555555555555"
 UPLOAD = f"/docker/registry/v2/repositories/a/_uploads/{UUID}"
@@ -107,6 +109,46 @@ async def test_parts_are_nobodys_business(gcs, payload: Payload) -> None:
     await other.put_content(f"{UPLOAD}/data.txt", b"a neighbour")
     await other.delete(DATA)
     assert gcs.paths() == [f"{UPLOAD}/data.txt"]
+
+
+async def test_a_part_that_comes_when_its_upload_is_gone(gcs, payload: Payload) -> None:
+    """Something on the way has kept it. It is then nobody's, and so goes by a purge like other remains of uploads."""
+    driver = gcs.driver()
+    registry = await Registry.open(driver, create=True)
+    upload = await registry.repository("a").layers.upload()
+    await upload.write(b"begun")
+    await upload.flush()
+    late = gcs.relay.fail("late", "upload")
+    await upload.write(payload(5000))
+    await upload.flush()
+    await upload.cancel()
+    assert gcs.paths() == []
+    late.released.set()
+    await trio.to_thread.run_sync(late.served.wait, 10)
+    (left,) = gcs.paths()
+    assert left.endswith(".part")
+    assert await registry.repository("a").layers.uploads() == []
+    (purged,) = [each.upload async for each in purge_uploads(registry, older_than=timedelta(0))]
+    assert f"/_uploads/{purged}/" in left
+    assert gcs.paths() == []
+
+
+async def test_bytes_that_were_changed_once_on_the_way(gcs, payload: Payload) -> None:
+    """What the store has made of them does not stay: it is sent again, over it."""
+    content = payload(100_000)
+    driver = gcs.driver()
+    gcs.relay.fail("flip", "upload")
+    await driver.put_content("/a", content)
+    assert gcs.content("/a") == content
+    writer = await driver.writer(DATA, append=False)
+    for piece in (content[:50_000], content[50_000:]):
+        gcs.relay.fail("flip", "upload")
+        await writer.write([piece])
+        await writer.flush()
+    await writer.close()
+    assert all(fault.times == 0 for fault in gcs.relay.faults)
+    assert gcs.content(DATA) == content
+    assert sorted(gcs.paths()) == ["/a", DATA]
 
 
 async def test_bytes_that_were_changed_on_the_way(gcs, payload: Payload) -> None:
