@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import IO, Any, Final, TypeVar, cast
 
 from azure.core import MatchConditions
@@ -24,6 +25,7 @@ from layerfs.driver.azure_options import AzureOptions
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.store_errors import not_of_store
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
     BackendFailure,
@@ -246,7 +248,10 @@ class Container(Objects):
         async def look(client: ContainerClient) -> BlobProperties:
             return await client.get_blob_client(self.key(path)).get_blob_properties()
 
-        return await self._ask(self._metadata, path, look)
+        found = await self._ask(self._metadata, path, look)
+        if found.last_modified is None:
+            raise BackendFailure(path, not_of_store(self._client.description, HTTPStatus.OK))
+        return found
 
     async def _replacing(self, path: str, make: Callable[[], Awaitable[_Result]]) -> _Result:
         """What `make` gives; Azure does not let it replace a blob of another kind, so then that is deleted first.

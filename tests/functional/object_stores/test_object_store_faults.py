@@ -10,6 +10,8 @@ import pytest
 import trio
 from harness.azurite import KEY, azurite
 from harness.fixture import free_port
+from harness.http_proxy import Answer
+from harness.relay import Call
 
 from layerfs.driver.azure import AzureDriver
 from layerfs.driver.gcs import GcsDriver
@@ -345,6 +347,31 @@ async def test_an_empty_file_is_deleted_late(azure) -> None:
     assert await trio.to_thread.run_sync(late.served.wait, 10)
     assert azure.content(DATA) == b"content"
     await writer.close()
+
+
+async def test_another_range_than_was_asked_for(azure, payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a cache on the way has mixed up is not given out for what was wanted, though it has the right length."""
+    content, serve = payload(1000), azure.relay.serve
+    driver = azure.driver()
+    await driver.put_content("/blob", content)
+    reader = await driver.open("/blob")
+
+    def serve_another(call: Call) -> Answer:
+        if call.operation != "read":
+            return serve(call)
+        return 206, {"content-range": "bytes 200-299/1000", "etag": '"1"'}, content[200:300]
+
+    monkeypatch.setattr(azure.relay, "serve", serve_another)
+    with pytest.raises(BackendFailure, match=r"asked for .bytes=100-199. and sent .bytes 200-299/1000."):
+        await reader.read(100, 100)
+
+
+async def test_an_answer_that_tells_nothing_of_a_blob(azure, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another's than the store's, and said to be."""
+    driver = azure.driver()
+    monkeypatch.setattr(azure.relay, "serve", lambda _: (200, {}, b""))
+    with pytest.raises(BackendFailure, match="answered 200, but not as a store does"):
+        await driver.stat("/blob")
 
 
 async def test_a_copy_that_takes_a_while(azure) -> None:
