@@ -21,10 +21,14 @@ from harness.stored_path import StoredPath
 #: What no garbage collector may say of a storage in which everything is in use.
 NOTHING_TO_DELETE = re.compile(r"\b0 blobs and 0 manifests eligible for deletion")
 
+#: Seconds. Of a hundred pushes that were cut off in an object store a check asks seven thousand things.
+_CHECK_LIMIT = 600
+
 
 def faults(storage: Storage) -> list[str]:
     """What `layerfs check --deep` finds: `kind place`."""
-    result = run(COMMAND, "check", "--deep", "--format", "json", storage.source, check=False)
+    argv = [COMMAND, "check", "--deep", "--format", "json", storage.source]
+    result = run(*argv, check=False, timeout=_CHECK_LIMIT)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines, f"the check ended with {result.returncode}: {result.stderr}"
     assert lines[-1]["type"] == "summary", lines
