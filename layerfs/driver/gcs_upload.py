@@ -13,7 +13,9 @@ An object may be changed about once in a second; more often the store has flushe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -124,13 +126,19 @@ class GcsUpload(ObjectUpload):
             return
         parts = self._parts[: min(count, MOST_COMPOSED - 1)]
         stored = [(part.path, await asyncio.shield(part.storing)) for part in parts]
-        found = await self._bucket.compose(self.path, self._found, stored, encode_crc32c(parts[-1].crc32c))
-        self._take_in(found, len(parts))
         try:
-            await self._bucket.delete_keys(self.path, [self._bucket.key(path) for path, _ in stored])
-        except DriverError:
-            # They are in the way of nobody, and go with the upload.
-            return
+            found = await self._bucket.compose(self.path, self._found, stored, encode_crc32c(parts[-1].crc32c))
+        except ContentChanged:
+            # It may be gone, and nothing would take them with it then.
+            await self._delete(stored)
+            raise
+        self._take_in(found, len(parts))
+        await self._delete(stored)
+
+    async def _delete(self, parts: Sequence[tuple[str, GcsObject]]) -> None:
+        # If it fails they are in the way of nobody, and go with the upload.
+        with contextlib.suppress(DriverError):
+            await self._bucket.delete_keys(self.path, [self._bucket.key(path) for path, _ in parts])
 
     def _take_in(self, found: GcsObject, count: int) -> None:
         self.stored = self._found = found

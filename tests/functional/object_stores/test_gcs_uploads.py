@@ -133,6 +133,19 @@ async def test_a_part_that_comes_when_its_upload_is_gone(gcs, payload: Payload) 
     assert gcs.paths() == []
 
 
+async def test_an_upload_that_is_removed_elsewhere_while_it_is_written(gcs, payload: Payload) -> None:
+    """Its writer learns it with the next flush, and leaves nothing of it in the bucket."""
+    writer = await gcs.driver(part_size=4096).writer(DATA, append=False)
+    await writer.write([b"begun"])
+    await writer.flush()
+    await gcs.driver().delete(DATA)
+    with pytest.raises(ContentChanged):
+        await writer.write([payload(10_000)])
+        await writer.flush()
+    await writer.close()
+    assert gcs.paths() == []
+
+
 async def test_bytes_that_were_changed_once_on_the_way(gcs, payload: Payload) -> None:
     """What the store has made of them does not stay: it is sent again, over it."""
     content = payload(100_000)
