@@ -147,7 +147,6 @@ class LiveUploads:
         self._keep(live)
         self._listings.began(live.upload.name, live.info)
         self.state.catalog_changed()
-        self.state.fresh_repositories.discard(live.upload.name)
 
     def writer_closed(self, live: LiveUpload) -> None:
         """The writing handle of `live` is gone."""

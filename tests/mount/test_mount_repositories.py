@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import suppress
 
 import pytest
@@ -66,6 +67,19 @@ def test_a_repository_with_content_stays_one(mounts, storage: Storage) -> None:
     os.mkdir(mount.path / "a/b")
     assert is_repository(mount, storage, "a")
     assert is_repository(mount, storage, "a/b")
+
+
+def test_a_new_repository_outlives_an_upload_that_is_removed(mounts, storage: Storage) -> None:
+    """Clients that are killed take back what they have begun; what they have made with `mkdir` stays."""
+    mount: Mount = mounts(storage.source, "--metadata-ttl", "0.1")
+    repository = mount.path / "made/here"
+    repository.mkdir(parents=True)
+    (repository / "_uploads/x").write_bytes(b"content")
+    (repository / "_uploads/x").unlink()
+    time.sleep(0.2)  # until the kernel and the mount have forgotten its name
+    assert "_layers" in os.listdir(repository)
+    assert os.listdir(mount.path / "made") == ["here"]
+    assert os.listdir(repository / "_oci")
 
 
 def test_mkdir_of_what_exists(repository: MountedRepository) -> None:
