@@ -201,7 +201,7 @@ class MountState:
         self.options = options
         self.mounted_at = time.time_ns()
         self.stats = MountStats()
-        #: Repositories that were made by `mkdir` here and may have nothing in them, or uploads that can be removed again.
+        #: Repositories that were made by `mkdir` here, and may have nothing in them but uploads, which can be removed.
         self.fresh_repositories: set[str] = set()
         #: Whether storage is where each look at it is a request.
         self.is_far = registry.driver.capabilities.listed_files
