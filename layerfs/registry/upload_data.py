@@ -255,10 +255,11 @@ class UploadData:
     async def _check_not_ended(self) -> None:
         """Somebody may have been finishing the upload when it was opened: on S3 what is written then is of another one.
 
-        Nobody would ever see it, so nobody may be told that it is stored.
+        Nobody would ever see it, so nobody may be told that it is stored. A purge removes it, and only that may: should
+        a store not find for a moment what it has, all that was ever stored of the upload is still there.
         """
         try:
-            await self._check_not_made_anew()
+            await self._upload.check_exists()
         except LayerUploadUnknown as error:
             self._fail(error)
             raise

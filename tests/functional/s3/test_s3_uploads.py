@@ -6,6 +6,7 @@ import hashlib
 import posixpath
 import time
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from layerfs.driver.interface import StorageDriver
 from layerfs.driver.s3 import S3Driver
 from layerfs.errors import ContentChanged, DriverError, LayerUploadUnknown, PathNotFound
 from layerfs.registry import Registry
+from layerfs.registry.maintenance import purge_uploads
 
 MEBIBYTE = 1 << 20
 PART = 5 * MEBIBYTE
@@ -605,7 +607,7 @@ async def test_a_part_that_comes_before_it_is_gone_on_with(drivers: Drivers, sto
 async def test_an_upload_that_is_opened_while_another_process_finishes_it(
     drivers: Drivers, proxied: S3Driver, proxy: S3Proxy, stored, payload: Payload, size: int
 ) -> None:
-    """What is written then would be of an upload that nobody sees, so it is not called stored; and nothing is left."""
+    """What is written then would be of an upload that nobody sees, so it is not called stored; a purge takes it."""
     content = payload(size)
     upload = await (await Registry.open(proxied, create=True)).repository("a").layers.upload()
     await upload.write(content)
@@ -624,8 +626,31 @@ async def test_an_upload_that_is_opened_while_another_process_finishes_it(
     with pytest.raises(LayerUploadUnknown):
         await other.write(b"and more")
     await other.close()
+    registry = await Registry.open(drivers())
+    assert [each.uuid for each in await registry.repository("a").layers.upload_names()] == []
+    assert [each.upload async for each in purge_uploads(registry, older_than=timedelta(0))] == [upload.uuid]
     assert [path for path in stored.paths() if "/_uploads/" in path] == []
     assert stored.uploads() == []
+
+
+async def test_an_upload_that_the_store_does_not_find_for_a_moment(
+    drivers: Drivers, proxied: S3Driver, proxy: S3Proxy, payload: Payload
+) -> None:
+    """Whoever writes it is told so, and nothing that was ever stored of it is taken away."""
+    content = payload(1000)
+    upload = await (await Registry.open(drivers(), create=True)).repository("a").layers.upload()
+    await upload.write(content)
+    await upload.close()
+    other = await (await Registry.open(proxied)).repository("a").layers.resume(upload.uuid)
+    await other.write(b"more")
+    await other.store()
+    proxy.fail("refuse", "HeadObject", suffix="/startedat", status=404, code="NoSuchKey")
+    with pytest.raises(LayerUploadUnknown):
+        await other.flush()
+    await other.close()
+    again = await (await Registry.open(drivers())).repository("a").layers.resume(upload.uuid)
+    assert (await again.read(0, again.size)).startswith(content)
+    await again.close()
 
 
 async def test_the_version_is_that_of_the_last_writer(drivers: Drivers, payload: Payload) -> None:
