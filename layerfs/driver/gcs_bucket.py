@@ -31,6 +31,7 @@ from layerfs.driver.gcs_client import BATCH, Client
 from layerfs.driver.gcs_errors import StoredOtherBytes
 from layerfs.driver.gcs_options import GcsOptions
 from layerfs.driver.objects import Objects, Page, StoredObject
+from layerfs.driver.ranges import check_range
 from layerfs.driver.store_errors import not_of_store
 from layerfs.driver.url_options import MEBIBYTE
 from layerfs.errors import (
@@ -150,10 +151,12 @@ class GcsBucket(Objects):
                 if etag is not None and _etag_of(answer) != etag:
                     answer.close()
                     raise ContentChanged(path, "it was replaced")
-                total = int(answer.headers["Content-Range"].rpartition("/")[2])
+                sent = answer.headers["Content-Range"]
+                total = int(sent.rpartition("/")[2])
                 if size is not None and total != size:
                     answer.close()
                     raise (ShortRead if total < size else ContentChanged)(path, f"it has {total} bytes now, not {size}")
+                check_range(path, sent, offset)
                 return total, await answer.read()
 
         try:

@@ -20,6 +20,7 @@ from layerfs.driver.at_once import ByteBudget, gather
 from layerfs.driver.body import Body
 from layerfs.driver.buffers import BufferPool
 from layerfs.driver.objects import Page, StoredObject
+from layerfs.driver.ranges import check_range
 from layerfs.driver.s3_answers import (
     OpenUpload,
     Part,
@@ -39,6 +40,7 @@ from layerfs.errors import (
     BackendFailure,
     ContentChanged,
     ContentTooLarge,
+    DriverError,
     PathNotFound,
     ShortRead,
     UnsupportedByDriver,
@@ -148,7 +150,7 @@ class Bucket:
                     answer = await self._client.ask("get_object", path, length=length, **wanted)
                 except PathNotFound as error:
                     raise ShortRead(path, "it was removed while it was open") from error
-                _check_total(path, answer, size)
+                _check_sent(path, answer, offset, size)
                 content = await self._body(path, answer, length, is_last_try=is_last_try)
                 if content is not None:
                     return content
@@ -395,13 +397,18 @@ def _was_made_again(answer: Any) -> bool:
     return bool(answer["ResponseMetadata"].get("RetryAttempts"))
 
 
-def _check_total(path: str, answer: Any, size: int) -> None:
-    """Raises unless the object that the range is of has `size` bytes."""
-    total = str(answer.get("ContentRange", "")).rpartition("/")[2]
-    if total.isdecimal() and int(total) != size:
+def _check_sent(path: str, answer: Any, offset: int, size: int) -> None:
+    """Raises unless the range begins at `offset`, and the object that it is of has `size` bytes."""
+    sent = str(answer.get("ContentRange", ""))
+    total = sent.rpartition("/")[2]
+    try:
+        if total.isdecimal() and int(total) != size:
+            kind = ShortRead if int(total) < size else ContentChanged
+            raise kind(path, f"it has {total} bytes now, not {size}")
+        check_range(path, sent, offset)
+    except DriverError:
         answer["Body"].close()
-        kind = ShortRead if int(total) < size else ContentChanged
-        raise kind(path, f"it has {total} bytes now, not {size}")
+        raise
 
 
 def _quoted(etag: str) -> str:

@@ -236,6 +236,13 @@ class _Handler(Handler):
         status, headers, content = self._forward(seen, body)
         self.answer(seen, status, headers, flipped(content))
 
+    def _mix_up(self, _fault: Fault, seen: Seen, body: bytes) -> None:
+        """The answer is of a range that begins one byte later, as a cache gives that has mixed them up."""
+        status, headers, content = self._forward(seen, body)
+        name = next(name for name in headers if name.lower() == "content-range")
+        begin, rest = headers[name].removeprefix("bytes ").split("-")
+        self.answer(seen, status, headers | {name: f"bytes {int(begin) + 1}-{rest}"}, content)
+
     def _edit(self, fault: Fault, seen: Seen, body: bytes) -> None:
         """The answer says something else."""
         status, headers, content = self._forward(seen, body)

@@ -349,20 +349,25 @@ async def test_an_empty_file_is_deleted_late(azure) -> None:
     await writer.close()
 
 
-async def test_another_range_than_was_asked_for(azure, payload: Payload, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", ["azure", "gcs"])
+async def test_another_range_than_was_asked_for(
+    azure, gcs, store: str, payload: Payload, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a cache on the way has mixed up is not given out for what was wanted, though it has the right length."""
-    content, serve = payload(1000), azure.relay.serve
-    driver = azure.driver()
+    server = {"azure": azure, "gcs": gcs}[store]
+    content, serve = payload(1000), server.relay.serve
+    driver = server.driver()
     await driver.put_content("/blob", content)
     reader = await driver.open("/blob")
 
     def serve_another(call: Call) -> Answer:
-        if call.operation != "read":
-            return serve(call)
-        return 206, {"content-range": "bytes 200-299/1000", "etag": '"1"'}, content[200:300]
+        status, headers, body = serve(call)
+        if status != 206:
+            return status, headers, body
+        return status, headers | {"content-range": "bytes 200-299/1000"}, content[200:300]
 
-    monkeypatch.setattr(azure.relay, "serve", serve_another)
-    with pytest.raises(BackendFailure, match=r"asked for .bytes=100-199. and sent .bytes 200-299/1000."):
+    monkeypatch.setattr(server.relay, "serve", serve_another)
+    with pytest.raises(BackendFailure, match=r"asked for .*100.* sent 'bytes 200-299/1000'"):
         await reader.read(100, 100)
 
 

@@ -237,6 +237,15 @@ async def test_a_read_that_breaks_off_once(
     assert await driver.get_content("/blob", limit=len(content)) == content
 
 
+async def test_another_range_than_was_asked_for(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload) -> None:
+    """What a cache on the way has mixed up is not given out for what was wanted, though it has the right length."""
+    stored.put("/blob", payload(1000))
+    reader = await drivers(endpoint_url=proxy.url).open("/blob")
+    proxy.fail("mix_up", "GetObject", times=FOREVER)
+    with pytest.raises(BackendFailure, match=r"from 100 on, .* sent 'bytes 101-199/1000'"):
+        await reader.read(100, 100)
+
+
 async def test_a_read_that_always_breaks_off(drivers: Drivers, proxy: S3Proxy, stored, payload: Payload) -> None:
     """An error, and never the bytes that came."""
     stored.put("/blob", payload(MEBIBYTE))
