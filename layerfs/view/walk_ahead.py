@@ -26,8 +26,9 @@ _MOST_AHEAD: Final = 8
 #: Seconds that a repository takes at the least.
 _SHORTEST: Final = 0.001
 
-#: Directories of repositories in which somebody may be walking.
+#: Directories of repositories in which somebody may be walking, and repositories in all of them together.
 _WALKS_KEPT: Final = 64
+_REPOSITORIES_KEPT: Final = 200_000
 
 
 class _Walk:
@@ -43,6 +44,9 @@ class _Walk:
         # How many are listed ahead; and the first place that was not.
         self._ahead = 0
         self._listed = 0
+
+    def __len__(self) -> int:
+        return len(self._repositories)
 
     def look_into(self, name: str) -> None:
         """He opens one of the directories that a repository has."""
@@ -100,7 +104,9 @@ class WalkAhead:
         """Somebody may be going to walk through what is in a directory of repositories."""
         self._walks[name] = _Walk([entry.node for entry in entries if isinstance(entry.node, RepositoryDirectory)])
         self._walks.move_to_end(name)
-        if len(self._walks) > _WALKS_KEPT:
+        while len(self._walks) > 1 and (
+            len(self._walks) > _WALKS_KEPT or sum(map(len, self._walks.values())) > _REPOSITORIES_KEPT
+        ):
             self._walks.popitem(last=False)
 
     def _look_into(self, repository: str) -> None:
