@@ -1,10 +1,11 @@
 """Listing ahead of who walks through the repositories (`find`, `du`, `ls -R`, `grep -r`), as files are read ahead.
 
 On an object store a repository is a dozen requests. Who walks through many makes them one after the other: of 2,000
-repositories that are 40 ms away he would see the last after a quarter of an hour. So once he has been in one repository
-and goes on to the one that is listed behind it, the directories of that one and of the next are listed before he comes
-to them: as many as he needs less than the time to live for, because what is listed holds no longer. Nothing is listed
-that would not be, if he goes on; and who walks slowly, because he reads what he finds, is left alone.
+repositories that are 40 ms away he would see the last after a quarter of an hour. So once he has opened one repository
+and goes on to the one that is listed behind it, the next are listed before he comes to them: as many as he needs less
+than the time to live for, because what is listed holds no longer. If he has looked into the one, so are the directories
+that they have. Nothing is listed that would not be, if he goes on; and who walks slowly, because he reads what he
+finds, is left alone.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class _Walk:
         self._place = -1
         self._came_at = 0.0
         self._is_inside = False
+        # Whether he goes into each, or through the names only.
+        self.goes_inside = False
         # How many are listed ahead; and the first place that was not.
         self._ahead = 0
         self._listed = 0
@@ -58,7 +61,9 @@ class _Walk:
         if place == self._place:
             return []
         needed, self._came_at = max(_SHORTEST, now - self._came_at), now
-        goes_on = self._is_inside and place == self._place + 1
+        goes_on = self._place >= 0 and place == self._place + 1
+        if self.goes_inside != self._is_inside:
+            self.goes_inside, self._listed = self._is_inside, place
         self._place, self._is_inside = place, False
         if not goes_on:
             self._ahead = 0
@@ -120,10 +125,10 @@ class WalkAhead:
             return
         self._walks.move_to_end(_above(repository))
         for each in walk.come_to(repository, self._time_to_live()):
-            self._list(each)
+            self._list(each, and_own=walk.goes_inside)
 
-    def _list(self, directory: Directory) -> None:
-        """In the background, and then the directories of a repository. What cannot be listed says so when it is opened.
+    def _list(self, directory: Directory, *, and_own: bool = False) -> None:
+        """In the background; and then what a repository has. What cannot be listed says so when it is opened.
 
         The directories themselves remember what they have listed.
         """
@@ -137,7 +142,7 @@ class WalkAhead:
             finally:
                 del self._listing[directory.key]
                 listed.set()
-            for entry in entries:
+            for entry in entries if and_own else ():
                 if isinstance(entry.node, OwnDirectory):
                     self._list(entry.node)
 

@@ -58,6 +58,19 @@ def test_find_is_listed_ahead(remote: RemoteRegistry, mounts: Mounts, names: lis
         assert listed_in(remote, name).count("") == 1
 
 
+def test_names_are_listed_ahead(remote: RemoteRegistry, mounts: Mounts, names: list[str]) -> None:
+    """Of who goes through them without looking into repositories: side by side, and nothing else."""
+    mount = mounts(remote.url, "--metadata-ttl", "60")
+    remote.proxy.latency = 0.03
+    remote.proxy.forget()
+    command = ["find", mount.path / "group", "-name", "_*", "-prune", "-o", "-print"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(shown) == len(names) + 1
+    assert remote.proxy.most_at_once >= 6
+    for name in names:
+        assert listed_in(remote, name) == [""]
+
+
 def test_who_looks_at_one_repository_asks_for_nothing_else(
     remote: RemoteRegistry, mounts: Mounts, names: list[str]
 ) -> None:
